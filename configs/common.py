@@ -1,0 +1,49 @@
+"""What every stage config shares."""
+
+import ml_collections
+
+
+def base(stage: str, **fields) -> ml_collections.ConfigDict:
+  """A config with the fields that `train` itself reads, and those given."""
+  config = ml_collections.ConfigDict(
+    dict(
+      stage=stage,
+      seed=0,
+      # -1 takes the devices that are left. Axes: data, fsdp, sequence, tensor.
+      mesh=dict(data=1, fsdp=-1, sequence=1, tensor=1),
+      dtype="bfloat16",
+      # What the backward pass recomputes: "none", "dots" or "full".
+      remat="full",
+      # Layers per scan step; XLA on CPU runs faster with all layers unrolled.
+      unroll=1,
+      # Micro-batches per optimizer step.
+      accumulate=1,
+      log_every=10,
+      eval_every=500,
+      eval_batches=8,
+      checkpoint_every=500,
+      data_threads=16,
+    )
+  )
+  config.update(fields)
+  return config
+
+
+def on_cpu(config: ml_collections.ConfigDict, unroll: int) -> None:
+  """Settings of the tiny variants: float32, no remat, unrolled, few threads."""
+  config.update(
+    dict(
+      dtype="float32",
+      remat="none",
+      unroll=unroll,
+      log_every=20,
+      eval_every=0,
+      data_threads=2,
+    )
+  )
+
+
+def check(variant: str, known: tuple[str, ...]) -> None:
+  """Refuses an unknown variant by name."""
+  if variant not in known:
+    raise ValueError(f"unknown variant {variant!r}; choose one of {list(known)}")

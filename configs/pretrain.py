@@ -1,0 +1,60 @@
+"""Stage 2: LLaMA learns the next token of text and images alike.
+
+  python -m lavit_jax.train --config=configs/pretrain.py:tiny --workdir=runs/pretrain \
+      --config.init_from=runs/visual_tokenizer/model --config.data.train=data/train \
+      --config.data.eval=data/test --config.data.text_tokenizer=data/text_tokenizer
+
+Each data folder holds prepared shards and, below `codes`, the sidecar of `tokenize`.
+Variants: "tiny" (CPU, minutes) and "7b" (paper scale: rows of 2048, batch 2048 rows).
+"""
+
+from configs import common
+from lavit_jax import optimizer
+from lavit_jax.models import llama
+
+
+def get_config(variant: str = "tiny"):
+  """The config of a variant: "tiny" or "7b"."""
+  common.check(variant, ("tiny", "7b"))
+  config = common.base(
+    "pretrain",
+    # Model directory with the parts vit, visual_tokenizer and codebook.
+    init_from="",
+    num_steps=20_000,
+    batch_size=2048,
+    model=llama.VARIANTS["7b"],
+    # Pieces of the vocabulary in the loss: the logits never exist at once.
+    loss_chunks=8,
+    data=dict(
+      train="",
+      eval="",
+      text_tokenizer="",
+      shuffle_seed=2,
+      row_length=2048,
+      # Image slots per row; 0 lets the mixture decide.
+      images_per_row=0,
+      # Share of each kind of document in tokens; text to vision-language is 2 : 1.
+      mixture=dict(caption=0.17, answer=0.0, draw=0.16, text=0.67),
+      # Drawings whose text is dropped: the unconditional stream of guidance.
+      prompt_drop=0.1,
+    ),
+    # Author's words (repository thread 20): 1e-5 level for the LLM and vocabulary,
+    # 1e-4 level for the visual part.
+    optimizer=optimizer.default_config(
+      learning_rate=1.5e-4, warmup_steps=2000, groups=dict(llama=1 / 3)
+    ),
+  )
+  if variant == "tiny":
+    config.update(dict(num_steps=1200, batch_size=16, loss_chunks=1))
+    config.model = llama.VARIANTS["tiny"]
+    config.data.update(dict(row_length=192, images_per_row=0))
+    config.data.mixture = dict(caption=0.3, answer=0.38, draw=0.27, text=0.05)
+    config.optimizer = optimizer.default_config(
+      learning_rate=2e-3,
+      warmup_steps=50,
+      beta2=0.98,
+      weight_decay=0.05,
+      groups=dict(merger=0.3),
+    )
+    common.on_cpu(config, unroll=config.model.num_layers)
+  return config

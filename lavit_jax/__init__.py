@@ -1,0 +1,1 @@
+"""LaVIT in JAX and Flax: unified language-vision pretraining with dynamic visual tokens."""

@@ -1,0 +1,1 @@
+"""Generation: logit processors and the cached decoding loop."""

@@ -1,0 +1,65 @@
+"""Feed-forward layers."""
+
+import flax.linen as nn
+import jax
+
+from lavit_jax.layers import linear
+from lavit_jax.sharding import constrain
+
+
+class Mlp(nn.Module):
+  """fc2(gelu(fc1(x))) with biases and the exact erf GELU, as in the vision side.
+
+  Attributes:
+    mlp_dim: F, hidden width.
+    dtype: compute dtype.
+  """
+
+  mlp_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, T, D] to [B, T, D]."""
+    dim = x.shape[-1]
+    hidden = linear.dense(dim, self.mlp_dim, dtype=self.dtype, name="fc1")(x)
+    hidden = constrain(hidden, "act_batch", None, "act_mlp")
+    hidden = nn.gelu(hidden, approximate=False)
+    out = linear.dense(
+      self.mlp_dim, dim, ("mlp", "embed"), dtype=self.dtype, name="fc2"
+    )
+    return out(hidden)
+
+
+class GatedMlp(nn.Module):
+  """down(silu(gate(x)) * up(x)) without biases, as in LLaMA.
+
+  Attributes:
+    mlp_dim: F, hidden width.
+    dtype: compute dtype.
+  """
+
+  mlp_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, T, D] to [B, T, D]."""
+    dim = x.shape[-1]
+
+    def project(name):
+      layer = linear.dense(
+        dim, self.mlp_dim, use_bias=False, dtype=self.dtype, name=name
+      )
+      return constrain(layer(x), "act_batch", "act_length", "act_mlp")
+
+    hidden = nn.silu(project("gate")) * project("up")
+    down = linear.dense(
+      self.mlp_dim,
+      dim,
+      ("mlp", "embed"),
+      use_bias=False,
+      dtype=self.dtype,
+      name="down",
+    )
+    return down(hidden)

@@ -1,0 +1,46 @@
+"""Repeats a block by scan over remat: compile time does not grow with depth."""
+
+import flax.linen as nn
+import jax
+
+REMAT_POLICIES = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+def layers(
+  block: type[nn.Module],
+  num_layers: int,
+  remat: str = "none",
+  unroll: int = 1,
+  scanned: int = 0,
+  broadcast: int = 0,
+) -> type[nn.Module]:
+  """Stacks `block`, whose call is (x, *scanned, *broadcast) -> (x, per-layer output).
+
+  Args:
+    block: module class; its parameters gain a leading layer axis.
+    num_layers: repetitions.
+    remat: a key of `REMAT_POLICIES`.
+    unroll: layers per scan step; `num_layers` unrolls all, which XLA on CPU prefers.
+    scanned: arguments with a leading layer axis, after the carry.
+    broadcast: arguments that every layer sees, after those.
+
+  Returns:
+    The stacked module class; its call returns the carry and stacked outputs.
+  """
+  if remat not in REMAT_POLICIES:
+    raise ValueError(f"remat {remat!r} is not one of {sorted(REMAT_POLICIES)}")
+  if remat != "none":
+    block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[remat])
+  return nn.scan(
+    block,
+    variable_axes={"params": 0, "intermediates": 0},
+    split_rngs={"params": True},
+    in_axes=(0,) * scanned + (nn.broadcast,) * broadcast,
+    length=num_layers,
+    unroll=unroll,
+    metadata_params={nn.meta.PARTITION_NAME: None},
+  )

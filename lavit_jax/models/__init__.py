@@ -1,0 +1,1 @@
+"""The model family: vision encoder, visual tokenizer, language model, and their union."""

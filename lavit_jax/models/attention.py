@@ -1,0 +1,99 @@
+"""Attention layers that the token merger and the feature decoder share.
+
+Both project with a bias everywhere. How scores become weights is an argument, since
+that is where the two differ: weigh(float32[B, N, T, S]) -> float32[B, N, T, S].
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lavit_jax.layers import attention, linear
+from lavit_jax.sharding import constrain
+
+
+def to_heads(
+  embed_dim: int, num_heads: int, head_dim: int, dtype: str, name: str | None = None
+) -> linear.Einsum:
+  """The projection [B, T, D] to [B, T, N, H]."""
+  shape, axes = (embed_dim, num_heads, head_dim), ("embed", "heads", None)
+  return linear.Einsum("btd,dnh->btnh", shape, axes, True, dtype, name=name)
+
+
+def from_heads(
+  num_heads: int, head_dim: int, embed_dim: int, dtype: str, name: str | None = None
+) -> linear.Einsum:
+  """The projection [B, T, N, H] to [B, T, D]."""
+  shape, axes = (num_heads, head_dim, embed_dim), ("heads", None, "embed")
+  return linear.Einsum("btnh,nhd->btd", shape, axes, True, dtype, name=name)
+
+
+class SelfAttention(nn.Module):
+  """Attention with one fused query, key and value projection.
+
+  Attributes:
+    num_heads: N.
+    head_dim: H.
+    dtype: compute dtype.
+  """
+
+  num_heads: int
+  head_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x: jax.Array, weigh: Callable) -> jax.Array:
+    """Mixes dtype[B, T, D] by `weigh`, same shape out."""
+    dim = x.shape[-1]
+    qkv = linear.Einsum(
+      "btd,dcnh->btcnh",
+      (dim, 3, self.num_heads, self.head_dim),
+      ("embed", None, "heads", None),
+      use_bias=True,
+      dtype=self.dtype,
+      name="qkv",
+    )(x)
+    qkv = constrain(qkv, "act_batch", None, None, "act_heads", None)
+    query, key, value = (qkv[:, :, i] for i in range(3))
+    weights = weigh(attention.scores(query, key))
+    self.sow("intermediates", "weights", weights)
+    mixed = attention.mix(weights, value)
+    proj = from_heads(self.num_heads, self.head_dim, dim, self.dtype, "proj")
+    return proj(mixed)
+
+
+class CrossAttention(nn.Module):
+  """Attention of one sequence to another, with separate projections.
+
+  Attributes:
+    num_heads: N.
+    head_dim: H.
+    dtype: compute dtype.
+  """
+
+  num_heads: int
+  head_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x: jax.Array, source: jax.Array, weigh: Callable) -> jax.Array:
+    """Mixes dtype[B, S, D] source into each of the dtype[B, T, D] queries."""
+    dim = x.shape[-1]
+
+    def project(name: str, inputs: jax.Array) -> jax.Array:
+      layer = to_heads(dim, self.num_heads, self.head_dim, self.dtype, name)
+      return constrain(layer(inputs), "act_batch", None, "act_heads", None)
+
+    query, key = project("query", x), project("key", source)
+    weights = weigh(attention.scores(query, key))
+    self.sow("intermediates", "weights", weights)
+    mixed = attention.mix(weights, project("value", source))
+    proj = from_heads(self.num_heads, self.head_dim, dim, self.dtype, "proj")
+    return proj(mixed)
+
+
+def softmax(scores: jax.Array) -> jax.Array:
+  """The plain way to weigh: every position may look everywhere."""
+  return jax.nn.softmax(scores.astype(jnp.float32), axis=-1)

@@ -1,0 +1,193 @@
+"""The contrastive model of stage 0: vision encoder, text tower, patch words.
+
+    images -> ViT -> class token -> f[B, E]      caption ids -> text tower -> f[B, E]
+
+The patch-word heads name the color and the shape of the object that covers a patch.
+They exist because a contrastive loss alone does not learn shape in minutes; whatever
+is read from these features later has seen those labels.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lavit_jax import sequence
+from lavit_jax.layers import attention, linear, mlp, norm, stack
+from lavit_jax.models import vit
+
+TEXT_VARIANTS = {
+  "tiny": dict(
+    embed_dim=128, num_layers=1, num_heads=4, head_dim=32, mlp_dim=512, max_length=72
+  ),
+}
+MAX_LOGIT_SCALE = 100.0
+
+
+@flax.struct.dataclass
+class ClipOutput:
+  """What stage 0 trains on.
+
+  Attributes:
+    image: float32[B, E] unit image embeddings.
+    text: float32[B, E] unit caption embeddings.
+    scale: float32[] logit scale.
+    words: float32[B, P, W] logits by word kind.
+  """
+
+  image: jax.Array
+  text: jax.Array
+  scale: jax.Array
+  words: dict[str, jax.Array]
+
+
+class TextBlock(nn.Module):
+  """A causal pre-norm block.
+
+  Attributes:
+    num_heads: N.
+    head_dim: H.
+    mlp_dim: F.
+    dtype: compute dtype.
+  """
+
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x, mask):
+    """Maps dtype[B, T, D] under mask bool[B, T, T]."""
+    dim = x.shape[-1]
+    qkv = linear.Einsum(
+      "btd,dcnh->btcnh",
+      (dim, 3, self.num_heads, self.head_dim),
+      ("embed", None, "heads", None),
+      True,
+      self.dtype,
+      name="qkv",
+    )(norm.LayerNorm(1e-5, name="norm1")(x))
+    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+    out = linear.Einsum(
+      "btnh,nhd->btd",
+      (self.num_heads, self.head_dim, dim),
+      ("heads", None, "embed"),
+      True,
+      self.dtype,
+      name="out",
+    )
+    x = x + out(attention.attend(query, key, value, mask))
+    x = x + mlp.Mlp(self.mlp_dim, self.dtype, name="mlp")(
+      norm.LayerNorm(1e-5, name="norm2")(x)
+    )
+    return x, None
+
+
+class TextTower(nn.Module):
+  """Causal transformer whose state at the last token stands for the caption.
+
+  Attributes:
+    vocab_size: rows of the embedding table.
+    embed_dim: D.
+    num_layers: blocks.
+    num_heads: N.
+    head_dim: H.
+    mlp_dim: F.
+    max_length: longest caption.
+    output_dim: E.
+    dtype: compute dtype.
+    unroll: layers per scan step.
+  """
+
+  vocab_size: int
+  embed_dim: int
+  num_layers: int
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  max_length: int
+  output_dim: int
+  dtype: str = "bfloat16"
+  unroll: int = 1
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Embeds int32[B, T] captions of int32[B] tokens each: dtype[B, E]."""
+    x = linear.Embed(self.vocab_size, self.embed_dim, self.dtype, name="embed")(tokens)
+    table = linear.param(
+      self,
+      "positions",
+      nn.initializers.normal(0.01),
+      (self.max_length, self.embed_dim),
+      (None, "embed"),
+    )
+    x = x + table[: tokens.shape[1]].astype(self.dtype)
+    segment_ids = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
+    mask = sequence.packed_mask(segment_ids, segment_ids)
+    blocks = stack.layers(TextBlock, self.num_layers, unroll=self.unroll, broadcast=1)
+    x, _ = blocks(
+      self.num_heads, self.head_dim, self.mlp_dim, self.dtype, name="blocks"
+    )(x, mask)
+    x = norm.LayerNorm(1e-5, name="norm")(x)
+    last = jnp.maximum(lengths - 1, 0)[:, None, None]
+    x = jnp.take_along_axis(x, last, axis=1)  # [B, 1, D]
+    project = linear.dense(
+      self.embed_dim,
+      self.output_dim,
+      ("embed", None),
+      use_bias=False,
+      dtype=self.dtype,
+      name="project",
+    )
+    return project(x)[:, 0]
+
+
+class Clip(nn.Module):
+  """Vision encoder and text tower in one embedding space.
+
+  Attributes:
+    vit: the vision encoder, which later stages freeze.
+    text: the text tower.
+    num_words: classes of each patch-word head by kind, the last one background.
+    dtype: compute dtype.
+  """
+
+  vit: vit.VisionTransformer
+  text: TextTower
+  num_words: dict[str, int]
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(
+    self, images: jax.Array, tokens: jax.Array, lengths: jax.Array
+  ) -> ClipOutput:
+    """Embeds both sides.
+
+    Args:
+      images: float32[B, H, W, 3] normalized pictures.
+      tokens: int32[B, T] captions.
+      lengths: int32[B] their lengths.
+
+    Returns:
+      Unit embeddings, the logit scale and the patch-word logits.
+    """
+    features = self.vit(images)
+    image = self.vit.clip_embedding(features)
+    text = self.text(tokens, lengths)
+    scale = linear.param(self, "scale", nn.initializers.constant(2.659), (), ())
+    patches = norm.LayerNorm(1e-5, name="word_norm")(features[:, 1:])
+    words = {
+      kind: linear.dense(
+        patches.shape[-1], count, ("embed", None), dtype=self.dtype, name=f"word_{kind}"
+      )(patches)
+      for kind, count in sorted(self.num_words.items())
+    }
+    return ClipOutput(
+      _unit(image), _unit(text), jnp.minimum(jnp.exp(scale), MAX_LOGIT_SCALE), words
+    )
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  x = x.astype(jnp.float32)
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,271 @@
+"""Feature decoder: from visual codes back to the encoder's features (paper, 3.1).
+
+vectors f[B, S, C] left-packed codebook rows -> x_rec f[B, P, D], the reconstruction
+of the raw patch features. Codes carry their rank, not their place in the image: the
+layout is inferred from content. Heads turn x_rec into a U-Net's condition.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lavit_jax.layers import attention, linear, mlp, norm, stack
+from lavit_jax.models.attention import (
+  CrossAttention,
+  SelfAttention,
+  from_heads,
+  softmax,
+  to_heads,
+)
+from lavit_jax.sharding import constrain
+
+EPS = 1e-5
+# Additive and finite, as in the reference: it defines what an image without codes does.
+PADDING_SCORE = -10000.0
+
+
+class TaskLayer(nn.Module):
+  """Linear, tanh, linear: the bottleneck at either end of the codes.
+
+  Attributes:
+    output_dim: width of the result.
+    dtype: compute dtype.
+  """
+
+  output_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, T, D] to [B, T, output_dim]."""
+    dim = x.shape[-1]
+    x = jnp.tanh(linear.dense(dim, dim, dtype=self.dtype, name="fc1")(x))
+    out = linear.dense(
+      dim, self.output_dim, ("embed", None), dtype=self.dtype, name="fc2"
+    )
+    return out(x)
+
+
+class CodeProjection(nn.Module):
+  """The linear map of code vectors into the decoder.
+
+  Its kernel starts with unit deviation, so that unit vectors give unit activations.
+
+  Attributes:
+    embed_dim: D.
+    dtype: compute dtype.
+  """
+
+  embed_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, vectors: jax.Array) -> jax.Array:
+    """Maps [B, S, C] to [B, S, D]."""
+    dim = self.embed_dim
+    shape, axes = (vectors.shape[-1], dim), (None, "embed")
+    kernel = linear.param(self, "kernel", nn.initializers.normal(1.0), shape, axes)
+    bias = linear.param(self, "bias", nn.initializers.zeros, (dim,), ("embed",))
+    kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
+    return jnp.einsum("bsc,cd->bsd", vectors.astype(self.dtype), kernel) + bias
+
+
+class Block(nn.Module):
+  """Self-attention among queries, cross attention to codes, mlp.
+
+  Attributes:
+    num_heads: N.
+    head_dim: H.
+    mlp_dim: F.
+    dtype: compute dtype.
+  """
+
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, codes: jax.Array, shift: jax.Array
+  ) -> tuple[jax.Array, None]:
+    """One block.
+
+    Args:
+      x: dtype[B, P, D] query stream.
+      codes: dtype[B, S, D] projected codes.
+      shift: float32[B, S] added to the scores of each code.
+
+    Returns:
+      dtype[B, P, D] and no per-layer output.
+    """
+    x = constrain(x, "act_batch", None, None)
+    heads = (self.num_heads, self.head_dim, self.dtype)
+    normed = norm.LayerNorm(EPS, name="norm0")(x)
+    x = x + SelfAttention(*heads, name="self_attn")(normed, softmax)
+    normed = norm.LayerNorm(EPS, name="norm1")(x)
+    x = x + CrossAttention(*heads, name="cross_attn")(
+      normed, codes, lambda scores: softmax(scores + shift[:, None, None])
+    )
+    normed = norm.LayerNorm(EPS, name="norm2")(x)
+    x = x + mlp.Mlp(self.mlp_dim, self.dtype, name="mlp")(normed)
+    self.sow("intermediates", "out", x)
+    return x, None
+
+
+class FeatureDecoder(nn.Module):
+  """Reconstructs patch features from codes.
+
+  Attributes:
+    embed_dim: D.
+    num_layers: blocks.
+    num_heads: N.
+    head_dim: H.
+    mlp_dim: F.
+    num_patches: P, queries and most codes of an image.
+    code_dim: C.
+    dtype: compute dtype.
+    remat: a key of `stack.REMAT_POLICIES`.
+    unroll: layers per scan step.
+  """
+
+  embed_dim: int
+  num_layers: int
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  num_patches: int
+  code_dim: int
+  dtype: str = "bfloat16"
+  remat: str = "none"
+  unroll: int = 1
+
+  @nn.compact
+  def __call__(self, vectors: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Reconstructs features.
+
+    Args:
+      vectors: float[B, S, C] code vectors packed to the left, S <= P.
+      lengths: int32[B] codes of each image.
+
+    Returns:
+      dtype[B, P, D] reconstruction of the raw patch features.
+    """
+    size, dim = vectors.shape[1], self.embed_dim
+    if size > self.num_patches or vectors.shape[2] != self.code_dim:
+      raise ValueError(
+        f"code vectors must be [B, at most {self.num_patches}, {self.code_dim}], got"
+        f" {vectors.shape}; use the codebook and image size of this decoder"
+      )
+    shape, axes = (self.num_patches, dim), (None, None)
+    normal = nn.initializers.normal
+    ranks = linear.param(self, "pos_embed", normal(0.02), shape, axes)
+    queries = linear.param(self, "query_embed", normal(1.0), shape, axes)
+    filled = jnp.arange(size) < lengths[:, None]  # [B, S]
+    codes = CodeProjection(dim, self.dtype, name="in_proj")(vectors)
+    self.sow("intermediates", "in_proj_out", codes)
+    # Padding is zero after the projection, bias included, and still carries its rank.
+    codes = jnp.where(filled[..., None], codes, 0) + ranks[:size].astype(self.dtype)
+    shift = jnp.where(filled, 0.0, PADDING_SCORE)
+    x = jnp.broadcast_to(queries.astype(self.dtype), (vectors.shape[0], *shape))
+    blocks = stack.layers(Block, self.num_layers, self.remat, self.unroll, broadcast=2)
+    x, _ = blocks(
+      self.num_heads, self.head_dim, self.mlp_dim, self.dtype, name="blocks"
+    )(x, codes, shift)
+    x = norm.LayerNorm(EPS, name="norm")(x)
+    self.sow("intermediates", "norm_out", x)
+    return TaskLayer(dim, self.dtype, name="decode_task_layer")(x)
+
+
+class LowResHead(nn.Module):
+  """The condition of a Stable Diffusion 1.5 U-Net.
+
+  Attributes:
+    condition_dim: width of its cross attention, 768.
+    dtype: compute dtype.
+  """
+
+  condition_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x_rec: jax.Array) -> jax.Array:
+    """Maps [B, P, D] features to [B, P, condition_dim]."""
+    return linear.dense(
+      x_rec.shape[-1],
+      self.condition_dim,
+      ("embed", None),
+      dtype=self.dtype,
+      name="unet_proj",
+    )(x_rec)
+
+
+class AttentionPool(nn.Module):
+  """Attention of the mean token over itself and all tokens, as in CLIP's ResNets.
+
+  Attributes:
+    num_heads: N.
+    head_dim: H.
+    output_dim: width of the result.
+    dtype: compute dtype.
+  """
+
+  num_heads: int
+  head_dim: int
+  output_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Pools [B, P, D] to [B, output_dim]."""
+    heads, dim = (self.num_heads, self.head_dim), x.shape[-1]
+    positions = linear.param(
+      self,
+      "positional_embedding",
+      linear.fan_in(dim),
+      (x.shape[1] + 1, dim),
+      (None, None),
+    )
+    tokens = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
+    tokens = tokens + positions.astype(x.dtype)  # [B, P+1, D]
+    query = to_heads(dim, *heads, self.dtype, "query")(tokens[:, :1])
+    key = to_heads(dim, *heads, self.dtype, "key")(tokens)
+    value = to_heads(dim, *heads, self.dtype, "value")(tokens)
+    mixed = attention.attend(query, key, value)  # [B, 1, N, H]
+    return from_heads(*heads, self.output_dim, self.dtype, "out")(mixed)[:, 0]
+
+
+class HighResHead(nn.Module):
+  """The condition of an SDXL type U-Net, with its two widths and a pooled vector.
+
+  Attributes:
+    first_dim: first part of the condition, 768.
+    second_dim: second part of the condition, 1280.
+    pooled_dim: width of the pooled vector, 1280.
+    num_heads: N of the pooling.
+    head_dim: H of the pooling.
+    dtype: compute dtype.
+  """
+
+  first_dim: int
+  second_dim: int
+  pooled_dim: int
+  num_heads: int
+  head_dim: int
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x_rec: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Maps [B, P, D] to [B, P, first_dim + second_dim] and [B, pooled_dim]."""
+
+    def project(width: int, name: str) -> jax.Array:
+      axes = ("embed", None)
+      return linear.dense(dim, width, axes, dtype=self.dtype, name=name)(x_rec)
+
+    dim = x_rec.shape[-1]
+    first = project(self.first_dim, "unet_proj1")
+    second = project(self.second_dim, "unet_proj2")
+    pool = AttentionPool(
+      self.num_heads, self.head_dim, self.pooled_dim, self.dtype, name="attnpool"
+    )
+    return jnp.concatenate([first, second], axis=-1), pool(x_rec)

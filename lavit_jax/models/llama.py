@@ -1,0 +1,284 @@
+"""LLaMA over the joint vocabulary of text and visual codes.
+
+    tokens i32[B, T] -> embed f[B, T, D] -> blocks -> hidden f[B, T, D] -> logits
+
+Inputs are vectors, so that an image position may carry a continuous feature. Reference
+facts, section 7.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lavit_jax import sequence
+from lavit_jax.contraction import contract
+from lavit_jax.layers import attention, linear, mlp, norm, position, stack
+from lavit_jax.sharding import constrain
+
+VARIANTS = {
+  "7b": dict(
+    embed_dim=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    mlp_dim=11008,
+    rope_base=10000.0,
+    norm_eps=1e-5,
+  ),
+  "tiny": dict(
+    embed_dim=192,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=48,
+    mlp_dim=512,
+    rope_base=10000.0,
+    norm_eps=1e-5,
+  ),
+}
+
+
+class SelfAttention(nn.Module):
+  """Causal attention inside segments, over a cache when one is given.
+
+  Attributes:
+    num_heads: N.
+    num_kv_heads: K, shared by N / K query heads each.
+    head_dim: H.
+    rope_base: wavelength base of the rotary positions.
+    dtype: compute dtype.
+  """
+
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  rope_base: float
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x, cache, positions, mask, start):
+    """Attends.
+
+    Args:
+      x: dtype[B, T, D].
+      cache: key and value dtype[B, S, K, H] of this layer, or None.
+      positions: int32[B, T].
+      mask: bool[B, T, S].
+      start: int32[] cache slot of the first token.
+
+    Returns:
+      dtype[B, T, D] and the updated (key, value), None without a cache.
+    """
+    dim = x.shape[-1]
+
+    def heads(name, count, axis):
+      return linear.Einsum(
+        "btd,dnh->btnh",
+        (dim, count, self.head_dim),
+        ("embed", axis, None),
+        dtype=self.dtype,
+        name=name,
+      )(x)
+
+    query = position.rotate(
+      heads("query", self.num_heads, "heads"), positions, self.rope_base
+    )
+    key = position.rotate(
+      heads("key", self.num_kv_heads, "kv_heads"), positions, self.rope_base
+    )
+    value = heads("value", self.num_kv_heads, "kv_heads")
+    query = constrain(query, "act_batch", "act_length", "act_heads", None)
+    # Every device needs all keys of its rows: the length is gathered here.
+    key = constrain(key, "act_batch", None, "act_heads", None)
+    value = constrain(value, "act_batch", None, "act_heads", None)
+    if cache is not None:
+      key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, start, axis=1)
+      value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, start, axis=1)
+      cache = (key, value)
+    mixed = attention.attend(query, key, value, mask)
+    out = linear.Einsum(
+      "btnh,nhd->btd",
+      (self.num_heads, self.head_dim, dim),
+      ("heads", None, "embed"),
+      dtype=self.dtype,
+      name="out",
+    )
+    return out(mixed), cache
+
+
+class Block(nn.Module):
+  """x += attention(norm x); x += mlp(norm x).
+
+  Attributes:
+    num_heads: N.
+    num_kv_heads: K.
+    head_dim: H.
+    mlp_dim: F.
+    rope_base: wavelength base.
+    norm_eps: RMS norm epsilon.
+    dtype: compute dtype.
+  """
+
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_dim: int
+  rope_base: float
+  norm_eps: float
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(self, x, cache, positions, mask, start):
+    """One layer: arguments and results as `SelfAttention`, around a residual."""
+    attend = SelfAttention(
+      self.num_heads,
+      self.num_kv_heads,
+      self.head_dim,
+      self.rope_base,
+      self.dtype,
+      name="attention",
+    )
+    normed = norm.RMSNorm(self.norm_eps, name="attention_norm")(x)
+    mixed, cache = attend(normed, cache, positions, mask, start)
+    x = constrain(x + mixed, "act_batch", "act_length", None)
+    normed = norm.RMSNorm(self.norm_eps, name="mlp_norm")(x)
+    x = x + mlp.GatedMlp(self.mlp_dim, self.dtype, name="mlp")(normed)
+    return constrain(x, "act_batch", "act_length", None), cache
+
+
+class Llama(nn.Module):
+  """The language model.
+
+  Attributes:
+    vocab_size: real ids; rows up to `padded_size` are never predicted.
+    padded_size: V, rows of the embedding table and columns of the head.
+    embed_dim: D.
+    num_layers: blocks.
+    num_heads: N.
+    num_kv_heads: K, N for LLaMA-7B.
+    head_dim: H.
+    mlp_dim: F.
+    rope_base: wavelength base of the rotary positions.
+    norm_eps: RMS norm epsilon.
+    dtype: compute dtype.
+    remat: rematerialization policy, a key of `stack.REMAT_POLICIES`.
+    unroll: layers per scan step.
+  """
+
+  vocab_size: int
+  padded_size: int
+  embed_dim: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_dim: int
+  rope_base: float
+  norm_eps: float
+  dtype: str = "bfloat16"
+  remat: str = "none"
+  unroll: int = 1
+
+  def setup(self):
+    self.embedding = linear.Embed(self.padded_size, self.embed_dim, self.dtype)
+    blocks = stack.layers(
+      Block, self.num_layers, self.remat, self.unroll, scanned=1, broadcast=3
+    )
+    self.blocks = blocks(
+      self.num_heads,
+      self.num_kv_heads,
+      self.head_dim,
+      self.mlp_dim,
+      self.rope_base,
+      self.norm_eps,
+      self.dtype,
+    )
+    self.norm = norm.RMSNorm(self.norm_eps)
+    self.head = Head(self.embed_dim, self.padded_size)
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """Looks up int32[B, T] ids: dtype[B, T, D]."""
+    return self.embedding(tokens)
+
+  def __call__(
+    self,
+    inputs: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    cache: attention.KVCache | None = None,
+  ) -> tuple[jax.Array, attention.KVCache | None]:
+    """Runs the blocks.
+
+    Args:
+      inputs: dtype[B, T, D] token embeddings or image features.
+      positions: int32[B, T] position inside its segment.
+      segment_ids: int32[B, T], 0 where padded.
+      cache: keys and values so far; the new ones are appended.
+
+    Returns:
+      dtype[B, T, D] hidden states after the final norm, and the cache (or None).
+    """
+    x = constrain(inputs.astype(self.dtype), "act_batch", "act_length", None)
+    if cache is None:
+      mask = sequence.packed_mask(segment_ids, segment_ids)
+      x, _ = self.blocks(x, None, positions, mask, 0)
+      return self.norm(x), None
+    start = cache.length
+    filled = jax.lax.dynamic_update_slice_in_dim(
+      cache.segment_ids, segment_ids, start, axis=1
+    )
+    mask = sequence.packed_mask(segment_ids, filled, start)
+    x, (key, value) = self.blocks(x, (cache.key, cache.value), positions, mask, start)
+    length = start + inputs.shape[1]
+    return self.norm(x), attention.KVCache(key, value, filled, length)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """float32[B, T, V] logits of dtype[B, T, D] states; padded ids are -inf."""
+    product = contract("btd,dv->btv", hidden, self.head().astype(hidden.dtype)).astype(
+      jnp.float32
+    )
+    product = constrain(product, "act_batch", "act_length", "act_vocab")
+    return jnp.where(jnp.arange(self.padded_size) < self.vocab_size, product, -jnp.inf)
+
+  def head_kernel(self) -> jax.Array:
+    """float32[D, V] output kernel, for the chunked loss."""
+    return self.head()
+
+  def everything(self, tokens, positions, segment_ids):
+    """Touches every parameter, for initialization."""
+    hidden, _ = self(self.embed(tokens), positions, segment_ids)
+    return self.logits(hidden)
+
+  def empty_cache(self, batch: int, length: int) -> attention.KVCache:
+    """A cache of `length` free slots."""
+    shape = (self.num_layers, batch, length, self.num_kv_heads, self.head_dim)
+    return attention.KVCache(
+      key=jnp.zeros(shape, self.dtype),
+      value=jnp.zeros(shape, self.dtype),
+      segment_ids=jnp.zeros((batch, length), jnp.int32),
+      length=jnp.zeros((), jnp.int32),
+    )
+
+
+class Head(nn.Module):
+  """The untied output kernel.
+
+  Attributes:
+    embed_dim: D.
+    padded_size: V.
+  """
+
+  embed_dim: int
+  padded_size: int
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    """float32[D, V]."""
+    return linear.param(
+      self,
+      "kernel",
+      linear.fan_in(self.embed_dim),
+      (self.embed_dim, self.padded_size),
+      ("embed", "vocab"),
+    )

@@ -1,0 +1,1 @@
+"""The training stages: contrastive, visual tokenizer, pretrain."""

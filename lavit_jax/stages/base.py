@@ -1,0 +1,146 @@
+"""What `train` asks of a stage, and what all stages do alike."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from jax.sharding import Mesh
+
+from lavit_jax import sharding, train_state
+from lavit_jax.train_state import TrainState
+
+
+@dataclasses.dataclass
+class Stage:
+  """One stage, assembled from its config on a mesh.
+
+  Attributes:
+    mesh: the device mesh.
+    abstract: abstract state.
+    shardings: its shardings.
+    initial: makes the state of step 0 from a seed.
+    frozen: parameters that are read and never trained.
+    frozen_names: checksum of each frozen part, for checkpoints and reports.
+    step: the pure train step (state, frozen, batch, key) -> (state, metrics) of a step
+      number; phases of a stage have different ones.
+    batches: device batches from a position in rows: yields (batch, next position).
+    before_step: host work due before a step number (k-means), on the whole state.
+    evaluate: figures on held-out data, and pictures u8[H, W, 3] by name.
+    finish: writes the model directory.
+  """
+
+  mesh: Mesh
+  abstract: TrainState
+  shardings: TrainState
+  initial: Callable[[int], TrainState]
+  frozen: Any
+  frozen_names: dict[str, str]
+  step: Callable[[int], Callable]
+  batches: Callable[[int], Iterator[tuple[dict[str, jax.Array], int]]]
+  before_step: Callable[[TrainState, int], TrainState]
+  evaluate: Callable[[TrainState], tuple[dict[str, float], dict[str, Any]]]
+  finish: Callable[[TrainState, str], None]
+
+
+def born_sharded(
+  init: Callable[[jax.Array], Any],
+  tx: optax.GradientTransformation,
+  mesh: Mesh,
+  codebook: Callable[[jax.Array], Any] = lambda key: None,
+) -> tuple[TrainState, TrainState, Callable[[int], TrainState]]:
+  """Evaluates a state abstractly, shards it, and makes it in place on the devices.
+
+  Args:
+    init: key -> boxed variables of the trainable module(s).
+    tx: the optimizer.
+    mesh: the mesh.
+    codebook: key -> running codebook, or None.
+
+  Returns:
+    Abstract state, its shardings, and seed -> state.
+  """
+  _, axes = train_state.abstract_params(init)
+
+  def fresh(key):
+    params = train_state.unboxed_init(init)(key)
+    return train_state.fresh(params, tx, codebook(jax.random.fold_in(key, 1)))
+
+  abstract = jax.eval_shape(fresh, jax.random.key(0))
+  shardings = train_state.state_shardings(abstract, axes, mesh)
+
+  def initial(seed: int) -> TrainState:
+    with jax.set_mesh(mesh):
+      return jax.jit(fresh, out_shardings=shardings)(jax.random.key(seed))
+
+  return abstract, shardings, initial
+
+
+def micro_batches(batch: Any, accumulate: int) -> Any:
+  """Splits rows into `accumulate` micro-batches without moving them across devices."""
+  return jax.tree.map(
+    lambda x: rearrange(x, "(b a) ... -> a b ...", a=accumulate), batch
+  )
+
+
+def over_micro_batches(
+  function: Callable[[Any, Any], tuple[Any, Any]], carry: Any, micro: Any
+) -> tuple[Any, Any]:
+  """`lax.scan` over micro-batches; a single one is called directly."""
+  if jax.tree.leaves(micro)[0].shape[0] > 1:
+    return jax.lax.scan(function, carry, micro)
+  carry, out = function(carry, jax.tree.map(lambda x: x[0], micro))
+  return carry, jax.tree.map(lambda x: x[None], out)
+
+
+def apply_gradients(
+  state: TrainState, grads: Any, tx: optax.GradientTransformation, **changes: Any
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One optimizer step; reports the gradient and parameter norms."""
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  metrics = {
+    "gradient_norm": optax.tree.norm(grads),
+    "parameter_norm": optax.tree.norm(params),
+  }
+  changed = state.replace(
+    step=state.step + 1, params=params, opt_state=opt_state, **changes
+  )
+  return changed, metrics
+
+
+def gumbel(key: jax.Array, noise_ids: jax.Array, num_patches: int) -> jax.Array:
+  """Selector noise float32[B, P, 2] from one key per picture.
+
+  A picture's noise depends on the key and its own id alone: not on batch, mesh or host.
+
+  Args:
+    key: key of the seed (and step, in training).
+    noise_ids: uint32[B], a checksum of each picture's pixels.
+    num_patches: P.
+  """
+
+  def one(noise_id):
+    return jax.random.gumbel(jax.random.fold_in(key, noise_id), (num_patches, 2))
+
+  return jax.vmap(one)(noise_ids)
+
+
+def jitted(step: Callable, shardings: TrainState) -> Callable:
+  """Compiles a step with donated state and pinned output shardings."""
+  return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
+
+
+def place(tree: Any, mesh: Mesh) -> Any:
+  """Puts whole copies of small host arrays on every device."""
+  return jax.device_put(tree, sharding.replicated(mesh))
+
+
+def mean_metrics(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
+  """Averages metric records of several batches."""
+  return {
+    name: float(jnp.stack([m[name] for m in metrics]).mean()) for name in metrics[0]
+  }

@@ -1,0 +1,242 @@
+"""Stage 2: the language model learns text and visual codes in one stream.
+
+    packed row -> images u8[B,M,H,W,3] -> ViT (frozen) -> whiten -> LaVIT -> hidden
+    -> next-token loss over the joint vocabulary, in vocabulary chunks
+
+Codes and keep masks are data (the sidecar of `tokenize`); no selector, stage-1 merger
+or codebook is loaded.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from einops import rearrange
+from jax.sharding import Mesh
+
+from lavit_jax import feed, losses, optimizer, sequence, sharding, train_state
+from lavit_jax.data import text
+from lavit_jax.models import lavit, llama, merger, vit, whitening
+from lavit_jax.stages import base, frozen_parts
+from lavit_jax.vocabulary import Vocabulary
+from lavit_jax.weights import model_directory
+
+# Names of `target_kind` (data/rows.py), 0 being unsupervised.
+KINDS = ("text", "codes_after_text", "codes_of_image", "text_after_image")
+MERGER_FIELDS = ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim")
+
+
+def make_model(
+  config: ml_collections.ConfigDict, words: Vocabulary, tokenizer: dict[str, Any]
+) -> lavit.LaVIT:
+  """Builds the trainable model.
+
+  Args:
+    config: stage config; gives the language model's sizes.
+    words: the joint vocabulary.
+    tokenizer: sizes of the visual tokenizer, whose merger is copied.
+  """
+  common = dict(dtype=config.dtype, remat=config.remat, unroll=config.unroll)
+  return lavit.LaVIT(
+    llama=llama.Llama(
+      vocab_size=words.size, padded_size=words.padded_size, **config.model, **common
+    ),
+    merger=merger.Merger(**{name: tokenizer[name] for name in MERGER_FIELDS}, **common),
+    feature_dim=tokenizer["embed_dim"],
+    dtype=config.dtype,
+  )
+
+
+def image_inputs(tower: vit.VisionTransformer, frozen: Any, images: jax.Array):
+  """Merger inputs float[B*M, P, C] of u8[B, M, H, W, 3] pictures, without gradient."""
+  flat = rearrange(images, "b m h w c -> (b m) h w c")
+  features = frozen_parts.patch_features(tower, frozen, flat)
+  return whitening.whiten(frozen.get("whitening"), features)
+
+
+def token_loss(model, tower, params, frozen, batch, words: Vocabulary, chunks: int):
+  """Losses of packed rows, not yet divided: see `losses.next_token`."""
+  features = image_inputs(tower, frozen, batch["images"])
+  hidden = model.apply(
+    {"params": params},
+    batch["tokens"],
+    batch["segment_ids"],
+    batch["positions"],
+    batch["feature_index"],
+    features,
+    batch["keep"],
+  )
+  return losses.next_token(
+    hidden,
+    params["llama"]["head"]["kernel"],
+    sequence.next_tokens(batch["tokens"]),
+    batch["loss_mask"],
+    words.size,
+    chunks,
+  )
+
+
+def make_step(model, tower, tx: Any, words: Vocabulary, accumulate: int, chunks: int):
+  """Builds the pure train step (state, frozen, batch, key) -> (state, metrics).
+
+  Token losses and their count are summed over devices and micro-batches and divided
+  once.
+  """
+
+  def step(state, frozen, batch, key):
+    del key
+    count = jnp.maximum(batch["loss_mask"].sum(dtype=jnp.float32), 1.0)
+
+    def loss_fn(params, mb):
+      found = token_loss(model, tower, params, frozen, mb, words, chunks)
+      return found.losses.sum() / count, found.correct.sum() / count
+
+    def one(carry, mb):
+      grads, loss, accuracy = carry
+      (new_loss, new_accuracy), new = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, mb
+      )
+      grads = jax.tree.map(jnp.add, grads, new)
+      return (grads, loss + new_loss, accuracy + new_accuracy), None
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    carry = (zeros, jnp.zeros(()), jnp.zeros(()))
+    micro = base.micro_batches(batch, accumulate)
+    (grads, loss, accuracy), _ = base.over_micro_batches(one, carry, micro)
+    state, norms = base.apply_gradients(state, grads, tx)
+    filled = (batch["segment_ids"] > 0).mean(dtype=jnp.float32)
+    metrics = {"loss": loss, "accuracy": accuracy, "fill": filled}
+    return state, metrics | norms
+
+  return step
+
+
+def kind_losses(found: losses.TokenLoss, kinds: jax.Array) -> dict[str, jax.Array]:
+  """Sums and counts of the loss by kind of target: float32[] each."""
+  figures = {}
+  for kind, name in enumerate(KINDS, start=1):
+    chosen = kinds == kind
+    figures[f"{name}_sum"] = (found.losses * chosen).sum()
+    figures[f"{name}_correct"] = (found.correct * chosen).sum()
+    figures[f"{name}_count"] = chosen.sum(dtype=jnp.float32)
+  return figures
+
+
+def init_function(model: lavit.LaVIT, num_patches: int):
+  """key -> boxed variables of the whole trainable model."""
+
+  def init(key):
+    ids, keep = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 1, num_patches), bool)
+    features = jnp.zeros((1, num_patches, model.feature_dim))
+    arguments = (ids, ids + 1, ids, ids - 1, features, keep)
+    return model.init(key, *arguments, method="everything")
+
+  return init
+
+
+def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
+  """Assembles the stage on a stage-1 model directory and a pack plan."""
+  tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
+  sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
+  words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
+  sharding.check_divides(
+    mesh,
+    num_heads=(config.model.num_heads, ("tensor",)),
+    num_kv_heads=(config.model.num_kv_heads, ("tensor",)),
+    row_length=(config.data.row_length, ("sequence",)),
+  )
+  tower, frozen, names = frozen_parts.encoder(
+    config.init_from, mesh, config.dtype, config.unroll
+  )
+  model = make_model(config, words, sizes)
+  init = init_function(model, sizes["num_patches"])
+  tx = optimizer.make(config.optimizer, config.num_steps)
+  abstract, shardings, initial = base.born_sharded(init, tx, mesh)
+  step = make_step(model, tower, tx, words, config.accumulate, config.loss_chunks)
+  step = base.jitted(step, shardings)
+  checksum = model_directory.checksum(
+    config.init_from, ["vit", "visual_tokenizer", "codebook"]
+  )
+  rows, held_out = (
+    feed.packed_rows(folder, config, words, tokenizer, tower.image_size, checksum, plan)
+    for folder, plan in ((config.data.train, "train"), (config.data.eval, "eval"))
+  )
+
+  def warm(seed):
+    """Starts the stage-2 merger as a copy of the stage-1 one."""
+    state = initial(seed)
+    old = _stage1_merger(config.init_from, abstract, shardings)
+    return state.replace(params=state.params | {"merger": old})
+
+  def batches(position):
+    return feed.row_batches(rows, config, mesh, position)
+
+  def evaluate(state):
+    @jax.jit
+    def run(params, batch):
+      found = token_loss(model, tower, params, frozen, batch, words, config.loss_chunks)
+      return kind_losses(found, batch["target_kind"])
+
+    sums = {}
+    for batch in feed.fixed_rows(held_out, config, mesh):
+      for name, value in run(state.params, batch).items():
+        sums[name] = sums.get(name, 0.0) + float(value)
+    return _means(sums), {}
+
+  def finish(state, folder):
+    save(state.params, config, words, folder)
+
+  return base.Stage(
+    mesh=mesh,
+    abstract=abstract,
+    shardings=shardings,
+    initial=warm,
+    frozen=frozen,
+    frozen_names=names,
+    step=lambda number: step,
+    batches=batches,
+    before_step=lambda state, number: state,
+    evaluate=evaluate,
+    finish=finish,
+  )
+
+
+def _means(sums: dict[str, float]) -> dict[str, float]:
+  figures = {}
+  for name in KINDS:
+    count = max(sums[f"{name}_count"], 1.0)
+    figures[f"loss_{name}"] = sums[f"{name}_sum"] / count
+    figures[f"accuracy_{name}"] = sums[f"{name}_correct"] / count
+  return figures
+
+
+def _stage1_merger(folder, abstract: train_state.TrainState, shardings):
+  """Reads the merger out of the visual tokenizer part."""
+  tree = {"merger": abstract.params["merger"]}
+  spread = {"merger": shardings.params["merger"]}
+  loaded = model_directory.load(
+    folder, "visual_tokenizer", tree, spread, below=("merger",)
+  )
+  return loaded["merger"]
+
+
+def save(params, config, words: Vocabulary, folder: str) -> None:
+  """Writes the whole model directory: stage-1 parts and what stage 2 trained."""
+  llama_config = config.model.to_dict() | {
+    "vocab_size": words.size,
+    "padded_size": words.padded_size,
+    "text_size": words.text_size,
+  }
+  parts = {
+    "llama": model_directory.Part(params["llama"], llama_config),
+    "understanding": model_directory.Part(
+      {"merger": params["merger"], "vit_proj": params["vit_proj"]}, {}
+    ),
+  }
+  model_directory.save(
+    folder,
+    parts,
+    base=config.init_from,
+    text_tokenizer=config.data.text_tokenizer,
+  )

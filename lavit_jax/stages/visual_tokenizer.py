@@ -1,0 +1,272 @@
+"""Stage 1: selector, merger, codebook and feature decoder over a frozen encoder.
+
+    images -> ViT f[B,P,D] -> whiten -> selector keep[B,P] -> merger -> z f[B,P,C]
+    phase a: z -> feature decoder -> x_rec           (no lookup)
+    phase b: z -> nearest code, straight through -> feature decoder -> x_rec
+
+The loss is mean(1 - cos(x, x_rec)) + lambda (rho - mean keep)^2 + a commitment term
+(paper, equation 4). The codebook follows by exponential moving averages outside
+gradient, optimizer and decay.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from einops import rearrange
+from jax.sharding import Mesh
+
+from lavit_jax import feed, losses, optimizer, sequence
+from lavit_jax.data import records
+from lavit_jax.models import codebook, selector, vit, whitening
+from lavit_jax.models import visual_tokenizer as tokenizer_model
+from lavit_jax.stages import base, frozen_parts
+from lavit_jax.weights import model_directory
+
+
+@flax.struct.dataclass
+class Encoded:
+  """One batch through selector, merger and bottleneck.
+
+  Attributes:
+    keep: float32[B, P] exactly 0 or 1, straight-through.
+    z: float32[B, P, C] unit vectors, meaningful at kept patches.
+    rescued: float32[] pictures that kept nothing and were given one patch.
+  """
+
+  keep: jax.Array
+  z: jax.Array
+  rescued: jax.Array
+
+
+def encode(model, params, inputs: jax.Array, noise: jax.Array) -> Encoded:
+  """Selects and merges whitened features float[B, P, D] under Gumbel noise."""
+  variables = {"params": params}
+  log_probs = model.apply(variables, inputs, method="select")
+  keep = selector.sample(log_probs, noise)
+  z = model.apply(variables, inputs, keep, method="encode")
+  rescued = selector.count_empty(log_probs, noise).astype(jnp.float32)
+  return Encoded(keep, z, rescued)
+
+
+def reconstruct(model, params, vectors: jax.Array, keep: jax.Array) -> jax.Array:
+  """Decodes code vectors of kept patches to features float32[B, P, D].
+
+  Multiplying by the straight-through mask (1.0 in value) lets the reconstruction reach
+  the selector directly.
+  """
+  aligned, length = sequence.left_align(vectors * keep[..., None], keep > 0.5)
+  return model.apply({"params": params}, aligned, length, method="decode")
+
+
+def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize: bool):
+  """Builds the train step of phase a (`quantize` False) or phase b.
+
+  A first pass over the micro-batches finds the mean keep of the global batch; the rate
+  term then enters each micro-batch as its exact slope times the batch's own mean, so
+  that accumulation changes no gradient.
+  """
+  accumulate = config.accumulate
+
+  def step(state, frozen, batch, key):
+    micro = base.micro_batches(batch, accumulate)
+    total = batch["image"].shape[0] * model.num_patches
+
+    def observe(_, mb):
+      features = frozen_parts.patch_features(tower, frozen, mb["image"])
+      inputs = whitening.whiten(frozen.get("whitening"), features)
+      noise = base.gumbel(key, mb["noise_id"], model.num_patches)
+      log_probs = model.apply({"params": state.params}, inputs, method="select")
+      keep = jax.lax.stop_gradient(selector.sample(log_probs, noise))
+      return None, (features, inputs, noise, keep.sum())
+
+    _, (features, inputs, noise, kept) = base.over_micro_batches(observe, None, micro)
+    kept = kept.sum()
+    slope = 2 * config.rate_weight * (kept / total - config.keep_share)
+
+    def loss_fn(params, features, inputs, noise):
+      encoded = encode(model, params, inputs, noise)
+      vectors, commitment, codes = encoded.z, jnp.zeros(()), None
+      valid = jax.lax.stop_gradient(encoded.keep) > 0.5
+      if quantize:
+        codes = codebook.lookup(state.codebook.embedding, encoded.z)
+        rows = state.codebook.embedding[codes]
+        distance = jnp.square(encoded.z - rows).sum(-1) * valid
+        commitment = distance.sum() / jnp.maximum(kept, 1)
+        vectors = codebook.straight_through(encoded.z, rows)
+      rebuilt = reconstruct(model, params, vectors, encoded.keep)
+      distance = losses.feature_cosine(features, rebuilt).sum() / total
+      loss = distance + config.commitment_weight * commitment
+      loss = loss + slope * encoded.keep.sum() / total
+      parts = {"cosine": -distance, "commitment": commitment}
+      parts |= {"rescued": encoded.rescued}
+      return loss, (parts, _assign(codes, encoded.z, valid))
+
+    def _assign(codes, z, valid):
+      if not quantize:
+        return None
+      z = jax.lax.stop_gradient(z)
+      sums = codebook.assignments(codes, z, valid, config.model.num_codes)
+      return sums, (z, valid)
+
+    def one(grads, mb):
+      (_, (parts, assigned)), new = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, *mb
+      )
+      return jax.tree.map(jnp.add, grads, new), (parts, assigned)
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    grads, (parts, assigned) = base.over_micro_batches(
+      one, zeros, (features, inputs, noise)
+    )
+    metrics = jax.tree.map(lambda x: x.sum(0), parts)
+    metrics["cosine"] = 1.0 + metrics["cosine"]
+    metrics["kept_share"] = kept / total
+    rate = losses.keep_rate(kept / total, config.keep_share)
+    metrics["loss"] = (
+      1.0
+      - metrics["cosine"]
+      + config.rate_weight * rate
+      + config.commitment_weight * metrics["commitment"]
+    )
+    changes = {}
+    if quantize:
+      book, usage = _move_codebook(state.codebook, assigned, key, config)
+      changes, metrics = {"codebook": book}, metrics | usage
+    state, norms = base.apply_gradients(state, grads, tx, **changes)
+    return state, metrics | norms
+
+  return step
+
+
+def _move_codebook(book, assigned, key, config):
+  """One EMA update from the kept positions of the whole global batch."""
+  (counts, sums), (z, valid) = assigned
+  counts, sums = counts.sum(0), sums.sum(0)
+  merge = lambda x: rearrange(x, "a b p ... -> (b a p) ...")  # batch order
+  book = codebook.ema_update(book, counts, sums, config.ema_decay)
+  book, dead = codebook.revive(
+    book, merge(z), jax.random.fold_in(key, 7), config.revive_below, merge(valid)
+  )
+  share = counts / jnp.maximum(counts.sum(), 1.0)
+  entropy = -(share * jnp.log(jnp.maximum(share, 1e-12))).sum()
+  usage = {
+    "code_perplexity": jnp.exp(entropy),
+    "codes_used": (counts > 0).sum(),
+    "codes_revived": dead,
+  }
+  return book, usage
+
+
+def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
+  """Assembles the stage on frozen parts read from `config.init_from`."""
+  source = records.Records(config.data.train)
+  tower, frozen, names = frozen_parts.encoder(
+    config.init_from, mesh, config.dtype, config.unroll
+  )
+  model = tokenizer_model.VisualTokenizer(
+    **config.model, dtype=config.dtype, remat=config.remat, unroll=config.unroll
+  )
+  num_codes, code_dim = config.model.num_codes, config.model.code_dim
+
+  def init(key):
+    features = jnp.zeros((1, model.num_patches, model.embed_dim))
+    return model.init(key, features, jnp.ones(features.shape[:2], bool))
+
+  def random_codebook(key):
+    rows = jax.random.normal(key, (num_codes, code_dim))
+    return codebook.create(codebook.l2_normalize(rows))
+
+  tx = optimizer.make(config.optimizer, config.num_steps)
+  abstract, shardings, initial = base.born_sharded(init, tx, mesh, random_codebook)
+  steps = {
+    quantize: base.jitted(make_step(model, tower, tx, config, quantize), shardings)
+    for quantize in (False, True)
+  }
+  item = feed.picture_item(tower.image_size)
+
+  def batches(position):
+    return feed.device_batches(source, item, config, mesh, position)
+
+  def before_step(state, number):
+    if number != config.phase_a_steps:
+      return state
+    pictures = feed.device_batches(source, item, config, mesh, 0)
+    run = jax.jit(lambda *args: _codes_input(model, tower, *args))
+    z = _collect(run, pictures, state, frozen, config)
+    rows = codebook.kmeans(
+      z, num_codes, jax.random.key(config.seed), config.kmeans_iterations
+    )
+    book = codebook.create(rows)
+    return state.replace(codebook=jax.device_put(book, shardings.codebook))
+
+  def evaluate(state):
+    quantize = int(state.step) > config.phase_a_steps
+    held_out = feed.fixed_batches(
+      records.Records(config.data.eval), item, config, mesh
+    )
+    run = jax.jit(lambda *args: _figures(model, tower, quantize, *args))
+    found = [run(state.params, state.codebook, frozen, batch) for batch in held_out]
+    return base.mean_metrics(found), {}
+
+  def finish(state, folder):
+    parts = {
+      "visual_tokenizer": model_directory.Part(state.params, config.model.to_dict()),
+      "codebook": model_directory.Part(
+        {"embedding": state.codebook.embedding},
+        {"num_codes": num_codes, "code_dim": code_dim},
+      ),
+    }
+    model_directory.save(folder, parts, base=config.init_from)
+
+  return base.Stage(
+    mesh=mesh,
+    abstract=abstract,
+    shardings=shardings,
+    initial=initial,
+    frozen=frozen,
+    frozen_names=names,
+    step=lambda number: steps[number >= config.phase_a_steps],
+    batches=batches,
+    before_step=before_step,
+    evaluate=evaluate,
+    finish=finish,
+  )
+
+
+def _codes_input(model, tower, params, frozen, batch):
+  """Unit vectors before the lookup, and which of them are kept."""
+  features = frozen_parts.patch_features(tower, frozen, batch["image"])
+  inputs = whitening.whiten(frozen.get("whitening"), features)
+  noise = base.gumbel(jax.random.key(0), batch["noise_id"], model.num_patches)
+  encoded = encode(model, params, inputs, noise)
+  return encoded.z, encoded.keep > 0.5
+
+
+def _collect(run, batches, state, frozen, config) -> np.ndarray:
+  """Kept vectors of the training mixture, at least `kmeans_per_code` for each code."""
+  found, needed = [], config.model.num_codes * config.kmeans_per_code
+  for batch, _ in batches:
+    z, keep = run(state.params, frozen, batch)
+    found.append(np.asarray(z)[np.asarray(keep)])
+    if sum(map(len, found)) >= needed:
+      return np.concatenate(found)[:needed]
+
+
+def _figures(model, tower, quantize, params, book, frozen, batch):
+  features = frozen_parts.patch_features(tower, frozen, batch["image"])
+  z, keep = _codes_input(model, tower, params, frozen, batch)
+  vectors = z
+  if quantize:
+    vectors = book.embedding[codebook.lookup(book.embedding, z)]
+  keep = keep.astype(z.dtype)
+  rebuilt = reconstruct(model, params, vectors, keep)
+  mean = features.mean((0, 1), keepdims=True)
+  return {
+    "cosine": losses.cosine(features, rebuilt).mean(),
+    "cosine_of_mean": losses.cosine(features, mean).mean(),
+    "kept_share": keep.mean(),
+  }

@@ -1,0 +1,183 @@
+"""Trains one stage: `python -m lavit_jax.train --config=configs/STAGE.py:VARIANT`.
+
+    python -m lavit_jax.train --config=configs/pretrain.py:tiny --workdir=runs/pretrain \
+        --config.mesh.fsdp=-1 --config.num_steps=500
+
+The same command resumes from the newest checkpoint of --workdir. Any field of the
+config can be overridden on the command line; misspelt fields are refused. At the end
+--workdir/model holds what the next stage, infer and evaluate_model read.
+"""
+
+import contextlib
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+from PIL import Image
+from tqdm import tqdm
+
+from lavit_jax import checkpoint, metrics, sharding
+from lavit_jax.stages import base, contrastive, pretrain, visual_tokenizer
+
+STAGES = {
+  "contrastive": contrastive.build,
+  "visual_tokenizer": visual_tokenizer.build,
+  "pretrain": pretrain.build,
+}
+# What may change between a run and its resumption.
+FREE_FIELDS = (
+  "mesh", "log_every", "eval_every", "checkpoint_every", "eval_batches", "data_threads",
+)  # fmt: skip
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Stage configuration.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; resumed if it exists.")
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+  """Trains to `config.num_steps`, resuming when `workdir` has checkpoints.
+
+  Args:
+    config: as made by the files in configs/.
+    workdir: run directory.
+
+  Returns:
+    Seconds spent: total, compile (first step), data (waiting for batches).
+  """
+  started = time.monotonic()
+  _check(config)
+  mesh = sharding.make_mesh(dict(config.mesh))
+  sharding.check_divides(mesh, batch_size=(config.batch_size, ("data", "fsdp")))
+  stage = STAGES[config.stage](config, mesh)
+  folder = pathlib.Path(workdir)
+  saved = checkpoint.Checkpoints(workdir)
+  try:
+    state, position = _start(config, stage, saved, folder)
+    with contextlib.closing(metrics.Writer(workdir)) as writer:
+      state, seconds = _loop(config, stage, saved, writer, state, position)
+      _evaluate(stage, state, writer, folder, config.num_steps)
+    stage.finish(state, str(folder / "model"))
+  finally:
+    saved.close()
+  seconds["total"] = time.monotonic() - started
+  return seconds
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+  if config.stage not in STAGES:
+    raise ValueError(f"config.stage {config.stage!r} is not one of {sorted(STAGES)}")
+  if config.batch_size % config.accumulate:
+    raise ValueError(
+      f"batch_size {config.batch_size} is not a multiple of accumulate"
+      f" {config.accumulate}; choose a divisor"
+    )
+
+
+def _start(config, stage, saved, folder) -> tuple[Any, int]:
+  """Restores the newest checkpoint, or makes the state of step 0."""
+  newest = saved.latest()
+  fields = json.loads(config.to_json())
+  if newest is None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields, indent=2))
+    return stage.initial(config.seed), 0
+  meta = saved.meta(newest)
+  fixed = [
+    {k: v for k, v in c.items() if k not in FREE_FIELDS} for c in (meta["config"], fields)
+  ]
+  differing = checkpoint.differing_fields(*fixed)
+  if differing:
+    raise ValueError(
+      f"the checkpoint in {folder} was made with another configuration"
+      f" ({'; '.join(differing)}); restore those values or choose a new --workdir"
+    )
+  if meta["frozen"] != stage.frozen_names:
+    raise ValueError(
+      f"the checkpoint in {folder} was trained over frozen parts {meta['frozen']} but"
+      f" config.init_from now holds {stage.frozen_names}; give the same model directory"
+    )
+  logging.info("resuming %s at step %d", folder, newest)
+  return saved.restore(newest, stage.abstract, stage.shardings), meta["position"]
+
+
+def _loop(config, stage: base.Stage, saved, writer, state, position):
+  """The training loop: one step per batch, with records, evaluation and checkpoints."""
+  first = int(state.step)
+  batches = stage.batches(position)
+  key = jax.random.key(config.seed)
+  meta = {"config": json.loads(config.to_json()), "frozen": stage.frozen_names}
+  seconds = {"compile": 0.0, "data": 0.0}
+  bar = tqdm(
+    total=config.num_steps,
+    initial=first,
+    desc=config.stage,
+    disable=jax.process_index() != 0 or not sys.stderr.isatty(),
+  )
+  clock, since = time.monotonic(), 0
+  for number in range(first, config.num_steps):
+    waited = time.monotonic()
+    batch, position = next(batches)
+    seconds["data"] += time.monotonic() - waited
+    with jax.set_mesh(stage.mesh):
+      state = stage.before_step(state, number)
+      step = stage.step(number)
+      state, values = step(state, stage.frozen, batch, jax.random.fold_in(key, number))
+    since += 1
+    done = number + 1
+    if number == first:
+      jax.block_until_ready(values)
+      seconds["compile"] = time.monotonic() - clock
+      clock, since = time.monotonic(), 0
+    if done % config.log_every == 0 or done == config.num_steps:
+      values = jax.block_until_ready(values)
+      rate = since * config.batch_size / max(time.monotonic() - clock, 1e-9)
+      if since:
+        values = dict(values) | {"examples_per_second": rate}
+      record = writer.write(done, "train", values)
+      bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
+      clock, since = time.monotonic(), 0
+    bar.update()
+    if config.eval_every and done % config.eval_every == 0 and done < config.num_steps:
+      _evaluate(stage, state, writer, pathlib.Path(writer.workdir), done)
+      clock, since = time.monotonic(), 0
+    if config.checkpoint_every and (
+      done % config.checkpoint_every == 0 or done == config.num_steps
+    ):
+      saved.save(done, state, meta | {"position": position})
+  bar.close()
+  return state, seconds
+
+
+def _evaluate(stage, state, writer, folder, step) -> None:
+  with jax.set_mesh(stage.mesh):
+    figures, pictures = stage.evaluate(state)
+  writer.write(step, "eval", figures)
+  for name, picture in pictures.items():
+    picture = np.asarray(picture)
+    writer.image(step, name, picture)
+    if jax.process_index() == 0:
+      path = folder / "pictures" / f"{name}-{step:06d}.png"
+      path.parent.mkdir(exist_ok=True)
+      Image.fromarray(picture).save(path)
+
+
+def main(argv: list[str]) -> None:
+  """Command line entry."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments {argv[1:]}; use --config.FIELD=VALUE")
+  try:
+    seconds = run(CONFIG.value, WORKDIR.value)
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  logging.info("finished in %.0f s", seconds["total"])
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

@@ -1,0 +1,1 @@
+"""Weights in and out: tables that map published checkpoints to our parameters."""
