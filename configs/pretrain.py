@@ -33,8 +33,11 @@ def get_config(variant: str = "tiny"):
       row_length=2048,
       # Image slots per row; 0 lets the mixture decide.
       images_per_row=0,
+      # Rows to plan before they repeat; 0 shows every document of each source once.
+      plan_rows=0,
+      eval_rows=4096,
       # Share of each kind of document in tokens; text to vision-language is 2 : 1.
-      mixture=dict(caption=0.17, answer=0.0, draw=0.16, text=0.67),
+      mixture=dict(caption=0.17, answer=0.0, text_image=0.16, text=0.67),
       # Drawings whose text is dropped: the unconditional stream of guidance.
       prompt_drop=0.1,
     ),
@@ -47,8 +50,8 @@ def get_config(variant: str = "tiny"):
   if variant == "tiny":
     config.update(dict(num_steps=1200, batch_size=16, loss_chunks=1))
     config.model = llama.VARIANTS["tiny"]
-    config.data.update(dict(row_length=192, images_per_row=0))
-    config.data.mixture = dict(caption=0.3, answer=0.38, draw=0.27, text=0.05)
+    config.data.update(dict(row_length=192, plan_rows=19_200, eval_rows=128))
+    config.data.mixture = dict(caption=0.3, answer=0.38, text_image=0.27, text=0.05)
     config.optimizer = optimizer.default_config(
       learning_rate=2e-3,
       warmup_steps=50,

@@ -89,7 +89,8 @@ def _start(config, stage, saved, folder) -> tuple[Any, int]:
     return stage.initial(config.seed), 0
   meta = saved.meta(newest)
   fixed = [
-    {k: v for k, v in c.items() if k not in FREE_FIELDS} for c in (meta["config"], fields)
+    {k: v for k, v in c.items() if k not in FREE_FIELDS}
+    for c in (meta["config"], fields)
   ]
   differing = checkpoint.differing_fields(*fixed)
   if differing:

@@ -16,6 +16,11 @@ from lavit_jax.layers import linear
 from lavit_jax.weights import rules
 
 ATOL, RTOL = 2e-5, 1e-4
+# Small programs that run once: compiling is nearly all of their time.
+COMPILE_FAST = {
+  "xla_backend_optimization_level": 0,
+  "xla_llvm_disable_expensive_passes": True,
+}
 
 
 def folder() -> pathlib.Path:
@@ -76,6 +81,38 @@ def abstract_params(module, *inputs, **options) -> dict:
   """The module's parameter tree as shapes."""
   boxed = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **options))
   return linear.split_boxes(boxed)[0]["params"]
+
+
+def random_params(module, *inputs, std: float = 0.2) -> dict:
+  """Parameters without compiling `init`: normal, norm scales around 1."""
+  rng = np.random.default_rng(0)
+  params = {}
+  for path, leaf in rules.flatten(abstract_params(module, *inputs)).items():
+    noise = rng.normal(size=leaf.shape, scale=std).astype(np.float32)
+    params[path] = noise + path.endswith("scale")
+  return rules.unflatten(params)
+
+
+def compiled(function):
+  """`jax.jit` for a program that runs once."""
+  return jax.jit(function, compiler_options=COMPILE_FAST)
+
+
+def run(module, params: dict, *inputs, method=None):
+  """The module's result, compiled as one program."""
+  apply = lambda params, *inputs: module.apply(
+    {"params": params}, *inputs, method=method
+  )
+  return compiled(apply)(params, *inputs)
+
+
+def run_sown(module, params: dict, *inputs) -> tuple:
+  """The module's result and its intermediate arrays."""
+  apply = lambda params, *inputs: module.apply(
+    {"params": params}, *inputs, mutable="intermediates"
+  )
+  out, collections = compiled(apply)(params, *inputs)
+  return out, collections["intermediates"]
 
 
 def import_checked(table, state: dict, target: dict) -> dict:

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.layers import linear
 from lavit_jax.models import selector
 from lavit_jax.weights import visual_tokenizer
 
@@ -17,10 +16,10 @@ def test_golden_selector():
     x, noise = jnp.asarray(case["x"]), jnp.asarray(case["gumbel_noise"])
     target = golden_data.abstract_params(model, x)
     params = golden_data.import_checked(visual_tokenizer.SELECTOR, state, target)
-    log_probs = model.apply({"params": params}, x, jnp.asarray(case["policy"])[..., 0])
-    np.testing.assert_allclose(
-      log_probs, model.apply({"params": params}, x), atol=golden_data.ATOL
-    )
+    policy = jnp.asarray(case["policy"])[..., 0]
+    log_probs = golden_data.run(model, params, x, policy)
+    without = golden_data.run(model, params, x)
+    np.testing.assert_allclose(log_probs, without, atol=golden_data.ATOL)
     keep = selector.sample(log_probs, noise)
     noisy = log_probs + noise
     actual = {
@@ -32,7 +31,7 @@ def test_golden_selector():
     }
     if "policy2" in case:
       second = jnp.asarray(case["policy2"])[..., 0]
-      actual["logp2"] = model.apply({"params": params}, x, second)
+      actual["logp2"] = golden_data.run(model, params, x, second)
     for name, noise_used in (("keep", noise), ("keep_argmax", 0 * noise)):
       if name in case and not case[name].any(-1).all():  # the reference rescues none
         empty = ~case[name].any(-1)
@@ -89,18 +88,18 @@ def test_gradient_is_that_of_the_soft_sample():
 def test_gradient_reaches_every_leaf():
   model = selector.Selector(16)
   features = jax.random.normal(jax.random.key(0), (2, 9, 16))
-  params, _ = linear.split_boxes(model.init(jax.random.key(1), features))
+  params = golden_data.random_params(model, features)
   noise = jax.random.gumbel(jax.random.key(2), (2, 9, 2))
 
   def loss(params):
     keep = selector.sample(model.apply({"params": params}, features), noise)
     return jnp.square(keep.mean() - 1 / 3)
 
-  golden_data.assert_all_reached(jax.grad(loss)(params["params"]))
+  golden_data.assert_all_reached(golden_data.compiled(jax.grad(loss))(params))
 
 
 def test_output_is_float32_whatever_comes():
   model = selector.Selector(8)
   features = jnp.ones((1, 4, 8), jnp.bfloat16)
-  params, _ = linear.split_boxes(model.init(jax.random.key(1), features))
-  assert model.apply(params, features).dtype == jnp.float32
+  params = golden_data.random_params(model, features)
+  assert golden_data.run(model, params, features).dtype == jnp.float32

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lavit_jax.layers import linear
 from lavit_jax.models import vit
 from lavit_jax.weights import eva
 
@@ -35,9 +34,8 @@ def test_golden_encoder():
     images = jnp.asarray(case["image"]).transpose(0, 2, 3, 1)
     target = golden_data.abstract_params(model, images)
     params = golden_data.import_checked(eva.ENCODER, state, target)
-    features, sown = model.apply({"params": params}, images, mutable="intermediates")
-    sown = sown["intermediates"]
-    clip = model.apply({"params": params}, features, method="clip_embedding")
+    features, sown = golden_data.run_sown(model, params, images)
+    clip = golden_data.run(model, params, features, method="clip_embedding")
     actual = {
       "patch_embed_out": golden_data.sown(sown, "patch_embed_out"),
       "out_all_features": features,
@@ -62,12 +60,12 @@ def test_normalize_uses_clip_statistics():
 def test_patches_are_in_raster_order():
   model = vit.VisionTransformer(**SMALL | {"num_layers": 1}, dtype="float32")
   images = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
-  params, _ = linear.split_boxes(model.init(jax.random.key(1), images))
-  look = lambda x: model.apply(params, x, mutable="intermediates")[1]
-  before = golden_data.sown(look(images)["intermediates"], "patch_embed_out")
+  params = golden_data.random_params(model, images)
   changed = images.at[0, 5, 9].add(1.0)  # patch row 1, column 2
-  after = golden_data.sown(look(changed)["intermediates"], "patch_embed_out")
-  differs = np.abs(after - before).max(-1)[0] > 1e-6
+  both = jnp.concatenate([images, changed])
+  _, sown = golden_data.run_sown(model, params, both)
+  before, after = golden_data.sown(sown, "patch_embed_out")
+  differs = np.abs(after - before).max(-1) > 1e-6
   np.testing.assert_array_equal(np.flatnonzero(differs), [6])
 
 
@@ -86,18 +84,18 @@ def test_wrong_image_shape_is_refused():
 def test_gradient_reaches_every_leaf():
   model = vit.VisionTransformer(**SMALL, dtype="float32", remat="full")
   images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-  params, _ = linear.split_boxes(model.init(jax.random.key(1), images))
+  params = golden_data.random_params(model, images)
 
   def loss(params):
     features = model.apply({"params": params}, images)
     clip = model.apply({"params": params}, features, method="clip_embedding")
     return jnp.square(features).sum() + jnp.square(clip - 1).sum()
 
-  golden_data.assert_all_reached(jax.grad(loss)(params["params"]))
+  golden_data.assert_all_reached(golden_data.compiled(jax.grad(loss))(params))
 
 
 def test_bfloat16_output_keeps_the_dtype():
   model = vit.VisionTransformer(**SMALL)
   images = jnp.zeros((1, 16, 16, 3))
-  params, _ = linear.split_boxes(model.init(jax.random.key(1), images))
-  assert model.apply(params, images).dtype == jnp.bfloat16
+  params = golden_data.random_params(model, images)
+  assert golden_data.run(model, params, images).dtype == jnp.bfloat16

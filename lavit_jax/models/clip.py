@@ -18,7 +18,7 @@ from lavit_jax.models import vit
 
 TEXT_VARIANTS = {
   "tiny": dict(
-    embed_dim=128, num_layers=1, num_heads=4, head_dim=32, mlp_dim=512, max_length=72
+    embed_dim=128, num_layers=1, num_heads=4, head_dim=32, mlp_dim=512, max_length=56
   ),
 }
 MAX_LOGIT_SCALE = 100.0

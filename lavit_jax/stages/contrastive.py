@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lavit_jax import feed, losses, optimizer
-from lavit_jax.data import records, text
+from lavit_jax.data import items, pipeline, records, text
 from lavit_jax.models import clip, vit, whitening
 from lavit_jax.stages import base
 from lavit_jax.weights import model_directory
@@ -85,7 +85,6 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
       f"stage 0 compares a whole batch at once: expected accumulate 1, got"
       f" {config.accumulate}"
     )
-  source = records.Records(config.data.train)
   tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
   model = make_model(config, tokenizer.text_size)
   sizes = config.model
@@ -101,22 +100,23 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   weights = {kind: entry.background_weight for kind, entry in config.words.items()}
   step = base.jitted(make_step(model, tx, weights, config.word_weight), shardings)
-  item = feed.captioned_item(tokenizer, size, length, num_patches, list(weights))
+  item = items.captioned(tokenizer, size, length, num_patches, list(weights))
+  source, held_out = (
+    pipeline.Map(pipeline.Pictures(records.Records(folder)), item)
+    for folder in (config.data.train, config.data.eval)
+  )
 
   def batches(position):
-    return feed.device_batches(source, item, config, mesh, position)
+    return feed.device_batches(source, config, mesh, position)
 
   def evaluate(state):
-    held_out = records.Records(config.data.eval)
     run = jax.jit(lambda params, batch: _figures(model, params, batch))
-    found = [
-      run(state.params, batch)
-      for batch in feed.fixed_batches(held_out, item, config, mesh)
-    ]
+    batches = feed.fixed_batches(held_out, config, mesh)
+    found = [run(state.params, batch) for batch in batches]
     return base.mean_metrics(found), {}
 
   def finish(state, folder):
-    fitted = _fit_whitening(model, state.params, source, item, config, mesh)
+    fitted = _fit_whitening(model, state.params, batches(0), config)
     _save(state.params, fitted, config, tokenizer, folder)
 
   return base.Stage(
@@ -148,7 +148,7 @@ def _figures(model, params, batch) -> dict[str, jax.Array]:
   return figures
 
 
-def _fit_whitening(model, params, source, item, config, mesh):
+def _fit_whitening(model, params, batches, config):
   """Whitens what selector and merger will see, from pictures of the mixture."""
   tower = model.vit
 
@@ -156,13 +156,12 @@ def _fit_whitening(model, params, source, item, config, mesh):
   def features(params, images):
     return tower.apply({"params": params}, vit.normalize(images))[:, 1:]
 
-  found, needed = [], config.whitening_pictures
-  for batch, _ in feed.device_batches(source, item, config, mesh, 0):
-    found.append(np.asarray(features(params["vit"], batch["image"])))
-    if sum(len(f) for f in found) >= needed:
-      break
-  flat = np.concatenate(found)[:needed].reshape(-1, found[0].shape[-1])
-  return whitening.fit_whitening(flat)
+  count = -(-config.whitening_pictures // config.batch_size)
+  found = [
+    np.asarray(features(params["vit"], batch["image"]))
+    for batch in feed.first_batches(batches, count)
+  ]
+  return whitening.fit_whitening(np.concatenate(found).reshape(-1, found[0].shape[-1]))
 
 
 def _save(params, fitted, config, tokenizer, folder) -> None:
@@ -182,5 +181,3 @@ def _save(params, fitted, config, tokenizer, folder) -> None:
     },
     text_tokenizer=config.data.text_tokenizer,
   )
-
-

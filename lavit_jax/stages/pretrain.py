@@ -158,9 +158,10 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   checksum = model_directory.checksum(
     config.init_from, ["vit", "visual_tokenizer", "codebook"]
   )
+  data = config.data
   rows, held_out = (
-    feed.packed_rows(folder, config, words, tokenizer, tower.image_size, checksum, plan)
-    for folder, plan in ((config.data.train, "train"), (config.data.eval, "eval"))
+    feed.packed_rows(folder, config, words, tokenizer, tower.image_size, checksum, size)
+    for folder, size in ((data.train, data.plan_rows), (data.eval, data.eval_rows))
   )
 
   def warm(seed):
@@ -170,7 +171,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     return state.replace(params=state.params | {"merger": old})
 
   def batches(position):
-    return feed.row_batches(rows, config, mesh, position)
+    return feed.device_batches(rows, config, mesh, position)
 
   def evaluate(state):
     @jax.jit
@@ -179,7 +180,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
       return kind_losses(found, batch["target_kind"])
 
     sums = {}
-    for batch in feed.fixed_rows(held_out, config, mesh):
+    for batch in feed.fixed_batches(held_out, config, mesh):
       for name, value in run(state.params, batch).items():
         sums[name] = sums.get(name, 0.0) + float(value)
     return _means(sums), {}

@@ -9,6 +9,7 @@ The loss is mean(1 - cos(x, x_rec)) + lambda (rho - mean keep)^2 + a commitment 
 gradient, optimizer and decay.
 """
 
+import contextlib
 from typing import Any
 
 import flax.struct
@@ -20,8 +21,8 @@ from einops import rearrange
 from jax.sharding import Mesh
 
 from lavit_jax import feed, losses, optimizer, sequence
-from lavit_jax.data import records
-from lavit_jax.models import codebook, selector, vit, whitening
+from lavit_jax.data import items, pipeline, records
+from lavit_jax.models import codebook, selector, whitening
 from lavit_jax.models import visual_tokenizer as tokenizer_model
 from lavit_jax.stages import base, frozen_parts
 from lavit_jax.weights import model_directory
@@ -163,7 +164,6 @@ def _move_codebook(book, assigned, key, config):
 
 def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   """Assembles the stage on frozen parts read from `config.init_from`."""
-  source = records.Records(config.data.train)
   tower, frozen, names = frozen_parts.encoder(
     config.init_from, mesh, config.dtype, config.unroll
   )
@@ -182,21 +182,24 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   tx = optimizer.make(config.optimizer, config.num_steps)
   abstract, shardings, initial = base.born_sharded(init, tx, mesh, random_codebook)
+  item = lambda record, generator: items.picture(record, tower.image_size)
   steps = {
     quantize: base.jitted(make_step(model, tower, tx, config, quantize), shardings)
     for quantize in (False, True)
   }
-  item = feed.picture_item(tower.image_size)
+  source, held_out = (
+    pipeline.Map(pipeline.Pictures(records.Records(folder)), item)
+    for folder in (config.data.train, config.data.eval)
+  )
 
   def batches(position):
-    return feed.device_batches(source, item, config, mesh, position)
+    return feed.device_batches(source, config, mesh, position)
 
   def before_step(state, number):
     if number != config.phase_a_steps:
       return state
-    pictures = feed.device_batches(source, item, config, mesh, 0)
     run = jax.jit(lambda *args: _codes_input(model, tower, *args))
-    z = _collect(run, pictures, state, frozen, config)
+    z = _collect(run, batches(0), state, frozen, config)
     rows = codebook.kmeans(
       z, num_codes, jax.random.key(config.seed), config.kmeans_iterations
     )
@@ -205,11 +208,11 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   def evaluate(state):
     quantize = int(state.step) > config.phase_a_steps
-    held_out = feed.fixed_batches(
-      records.Records(config.data.eval), item, config, mesh
-    )
     run = jax.jit(lambda *args: _figures(model, tower, quantize, *args))
-    found = [run(state.params, state.codebook, frozen, batch) for batch in held_out]
+    found = [
+      run(state.params, state.codebook, frozen, batch)
+      for batch in feed.fixed_batches(held_out, config, mesh)
+    ]
     return base.mean_metrics(found), {}
 
   def finish(state, folder):
@@ -249,11 +252,12 @@ def _codes_input(model, tower, params, frozen, batch):
 def _collect(run, batches, state, frozen, config) -> np.ndarray:
   """Kept vectors of the training mixture, at least `kmeans_per_code` for each code."""
   found, needed = [], config.model.num_codes * config.kmeans_per_code
-  for batch, _ in batches:
-    z, keep = run(state.params, frozen, batch)
-    found.append(np.asarray(z)[np.asarray(keep)])
-    if sum(map(len, found)) >= needed:
-      return np.concatenate(found)[:needed]
+  with contextlib.closing(batches):
+    for batch, _ in batches:
+      z, keep = run(state.params, frozen, batch)
+      found.append(np.asarray(z)[np.asarray(keep)])
+      if sum(map(len, found)) >= needed:
+        return np.concatenate(found)[:needed]
 
 
 def _figures(model, tower, quantize, params, book, frozen, batch):

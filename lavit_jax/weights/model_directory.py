@@ -224,8 +224,10 @@ def _read(index, keys, leaf, sharding, dtype):
   target = np.dtype(dtype) if dtype else leaf.dtype
 
   def fetch(key, slices):
-    return index[key].get_slice(key)[slices].astype(target) if slices else (
-      index[key].get_tensor(key).astype(target)
+    return (
+      index[key].get_slice(key)[slices].astype(target)
+      if slices
+      else (index[key].get_tensor(key).astype(target))
     )
 
   def piece(slices):

@@ -1,0 +1,117 @@
+"""Folders of array_record shards: atomic files, manifest, random access.
+
+A folder holds `name-00000-of-00004.array_record` ... and `manifest.json`, which is
+written last: without it the folder is unfinished.
+"""
+
+import io
+import json
+import os
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_data_source, array_record_module
+from etils import epath
+
+MANIFEST = "manifest.json"
+
+
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
+  """Writes a file so that a reader sees all of it or none of it."""
+  path = epath.Path(path)
+  temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
+  temporary.write_bytes(data)
+  temporary.replace(path)
+
+
+def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:
+  """Writes an .npz file atomically."""
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)
+  write_bytes(path, buffer.getvalue())
+
+
+def read_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
+  """Reads every array of an .npz file."""
+  with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as file:
+    return {name: file[name] for name in file.files}
+
+
+def write_json(path: epath.PathLike, value: dict) -> None:
+  """Writes a JSON file atomically."""
+  write_bytes(path, json.dumps(value, indent=1, sort_keys=True).encode())
+
+
+def make_folder(folder: epath.PathLike) -> epath.Path:
+  """Makes a folder for shards; array_record itself cannot write to a bucket."""
+  if "://" in os.fspath(folder):
+    raise ValueError(
+      f"expected a mounted folder for array_record shards, got {folder}; mount the "
+      "bucket (gcsfuse) and give the mount point"
+    )
+  folder = epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  return folder
+
+
+def open_writer(path: epath.PathLike) -> array_record_module.ArrayRecordWriter:
+  """Opens a shard whose entries can be read one by one."""
+  return array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
+
+
+def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
+  """Reads and checks the manifest of a finished folder of shards.
+
+  Args:
+    folder: folder of shards.
+    schema: expected schema string.
+    verb: entry point that makes such folders, for messages.
+
+  Returns:
+    The manifest.
+  """
+  folder = epath.Path(folder)
+  if not (folder / MANIFEST).exists():
+    state = "an unfinished folder" if folder.exists() else "no such folder"
+    raise ValueError(
+      f"expected a finished folder with {MANIFEST}, got {state} at {folder}; run "
+      f"python -m lavit_jax.{verb} to the end"
+    )
+  manifest = json.loads((folder / MANIFEST).read_text())
+  if manifest.get("schema") != schema:
+    raise ValueError(
+      f"expected the schema {schema!r}, got {manifest.get('schema')!r} in {folder}; "
+      f"give a folder made by python -m lavit_jax.{verb}"
+    )
+  missing = [s["file"] for s in manifest["shards"] if not (folder / s["file"]).exists()]
+  if missing:
+    raise ValueError(
+      f"expected {len(manifest['shards'])} shards in {folder}, got none at "
+      f"{', '.join(missing[:3])}; copy the folder again or run {verb} again"
+    )
+  return manifest
+
+
+class Shards:
+  """Random access to the raw entries of a folder; pickles, and threads may share it."""
+
+  def __init__(self, folder: epath.PathLike, manifest: dict):
+    make_folder(folder)
+    self.folder = epath.Path(folder)
+    self.manifest = manifest
+    # The slice spares opening every shard at start only to count it.
+    paths = [
+      f"{self.folder / s['file']}[0:{s['count']}]"
+      for s in manifest["shards"]
+      if s["count"]
+    ]
+    if not paths:
+      raise ValueError(f"expected records in {folder}, got an empty set; add sources")
+    self.source = array_record_data_source.ArrayRecordDataSource(paths)
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def read(self, index: int) -> dict:
+    """Returns the msgpack dict at a position; negative positions are refused."""
+    return msgpack.unpackb(self.source[int(index)], strict_map_key=False)
