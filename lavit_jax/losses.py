@@ -82,7 +82,7 @@ def next_token(
 
 
 def feature_cosine(features: jax.Array, reconstructed: jax.Array) -> jax.Array:
-  """1 - cosine per patch: float[B, P, D] twice -> float32[B, P] (paper, section 3.1)."""
+  """1 - cosine per patch: float[B, P, D] twice -> float32[B, P] (paper, 3.1)."""
   return 1.0 - cosine(features, reconstructed)
 
 

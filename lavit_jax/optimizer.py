@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -88,9 +87,7 @@ def scale_groups(groups: dict[str, float]) -> optax.GradientTransformation:
         f"optimizer.groups names {unknown}, but the parameters are {sorted(updates)}"
       )
     scaled = {
-      name: jax.tree.map(
-        lambda u, s=groups.get(name, 1.0): u * jnp.asarray(s, u.dtype), tree
-      )
+      name: optax.tree.scale(groups.get(name, 1.0), tree)
       for name, tree in updates.items()
     }
     return scaled, state

@@ -1,7 +1,8 @@
 """Writes prepared shards: `python -m lavit_jax.prepare --source=toy --target=DIR`.
 
-The toy source needs no download: drawn scenes with captions and questions, and every
-eighth record one of scikit-learn's handwritten digits. A target then holds
+The toy source needs no download: drawn scenes with captions and questions; every eighth
+record is one of scikit-learn's handwritten digits and every sixteenth, in the training
+split, a text without picture. A target then holds
 
     train/  test/  novel/    array_record shards and their manifest
     text_tokenizer/          a small text tokenizer trained on the training captions
@@ -24,14 +25,14 @@ TARGET = flags.DEFINE_string("target", None, "Folder to write.")
 TRAIN = flags.DEFINE_integer("train", 24_000, "Training records.")
 TEST = flags.DEFINE_integer("test", 1_600, "Held-out records, and as many novel ones.")
 
-DIGIT_EVERY = 8
+DIGIT_EVERY, TEXT_EVERY = 8, 16
 RECORDS_PER_SHARD = 4000
 TEXT_TOKENIZER_RECORDS = 4000
 TEXT_TOKENIZER_SIZE = 400
 
 
 def toy_records(split: str, count: int) -> Iterator[dict]:
-  """Yields the toy mixture of a split: scenes, with every eighth record a digit.
+  """Yields the toy mixture of a split: scenes, digits, and texts without picture.
 
   Args:
     split: "train", "test" or "novel"; novel scenes come without digits.
@@ -43,8 +44,22 @@ def toy_records(split: str, count: int) -> Iterator[dict]:
     return
   written = digits.Digits(split, count)
   for i in range(count):
-    is_digit = i % DIGIT_EVERY == DIGIT_EVERY - 1
-    yield written[i // DIGIT_EVERY] if is_digit else drawn[i]
+    if i % DIGIT_EVERY == DIGIT_EVERY - 1:
+      yield written[i // DIGIT_EVERY]
+    elif split == "train" and i % TEXT_EVERY == 0:
+      yield _without_picture(drawn[i])
+    else:
+      yield drawn[i]
+
+
+def _without_picture(record: dict) -> dict:
+  """The caption of a record as a document of its own."""
+  caption = record["texts"][0]["turns"]
+  return {
+    "id": record["id"],
+    "image": b"",
+    "texts": [{"task": "text", "turns": caption}],
+  }
 
 
 def prepare_toy(target: str, train: int, test: int) -> None:

@@ -1,7 +1,7 @@
 """Trains one stage: `python -m lavit_jax.train --config=configs/STAGE.py:VARIANT`.
 
-    python -m lavit_jax.train --config=configs/pretrain.py:tiny --workdir=runs/pretrain \
-        --config.mesh.fsdp=-1 --config.num_steps=500
+    python -m lavit_jax.train --config=configs/pretrain.py:tiny \
+        --workdir=runs/pretrain --config.mesh.fsdp=-1 --config.num_steps=500
 
 The same command resumes from the newest checkpoint of --workdir. Any field of the
 config can be overridden on the command line; misspelt fields are refused. At the end
@@ -103,7 +103,7 @@ def _start(config, stage, saved, folder) -> tuple[Any, int]:
       f"the checkpoint in {folder} was trained over frozen parts {meta['frozen']} but"
       f" config.init_from now holds {stage.frozen_names}; give the same model directory"
     )
-  logging.info("resuming %s at step %d", folder, newest)
+  print(f"resuming {folder} at step {newest}")
   return saved.restore(newest, stage.abstract, stage.shardings), meta["position"]
 
 
@@ -172,11 +172,13 @@ def main(argv: list[str]) -> None:
   """Command line entry."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}; use --config.FIELD=VALUE")
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # checkpointing logs every file at INFO
   try:
     seconds = run(CONFIG.value, WORKDIR.value)
   except ValueError as error:
     sys.exit(f"error: {error}")
-  logging.info("finished in %.0f s", seconds["total"])
+  print(f"finished in {seconds['total']:.0f} s: {WORKDIR.value}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Items of the stages that read pictures: one prepared record to one training example."""
+"""Items of the stages that read pictures: a prepared record becomes an example."""
 
 import zlib
 from collections.abc import Callable, Sequence

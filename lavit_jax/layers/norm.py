@@ -1,4 +1,4 @@
-"""Layer norms, computed in float32 and cast back (reference facts, head of the sheet)."""
+"""Layer norms, computed in float32 and cast back to the input dtype."""
 
 import flax.linen as nn
 import jax

@@ -1,1 +1,1 @@
-"""The model family: vision encoder, visual tokenizer, language model, and their union."""
+"""The model family: vision encoder, visual tokenizer, language model, their union."""

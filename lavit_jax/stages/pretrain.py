@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from lavit_jax import feed, losses, optimizer, sequence, sharding, train_state
 from lavit_jax.data import text
 from lavit_jax.models import lavit, llama, merger, vit, whitening
-from lavit_jax.stages import base, frozen_parts
+from lavit_jax.stages import base, frozen_parts, tokenizing
 from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import model_directory
 
@@ -155,9 +155,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   step = make_step(model, tower, tx, words, config.accumulate, config.loss_chunks)
   step = base.jitted(step, shardings)
-  checksum = model_directory.checksum(
-    config.init_from, ["vit", "visual_tokenizer", "codebook"]
-  )
+  checksum = tokenizing.checksum(config.init_from)
   data = config.data
   rows, held_out = (
     feed.packed_rows(folder, config, words, tokenizer, tower.image_size, checksum, size)

@@ -1,0 +1,365 @@
+"""The programming interface: one model directory, images or prompts in, results out.
+
+    from lavit_jax import LaVIT
+    model = LaVIT.load("runs/pretrain/model")
+    model.caption(["a.png"]), model.answer("a.png", "What color is the circle?")
+    model.draw("a red circle")[0].codes
+
+Requests run in batches of one size, the last one padded, and prompts are batched with
+others of their padded length: a result does not depend on its neighbors.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image, ImageOps
+
+from lavit_jax import sharding
+from lavit_jax.data import images as pictures
+from lavit_jax.data import items
+from lavit_jax.generate import decode
+from lavit_jax.generate import prompts as layouts
+from lavit_jax.generate.logits import Settings
+from lavit_jax.stages import language, patch_words, tokenizing
+from lavit_jax.vocabulary import END
+from lavit_jax.weights import model_directory
+
+QUESTION = "Question: {} Answer:"
+
+Picture = Image.Image | np.ndarray | str | pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """A picture as the model holds it; drawing ends at reconstructed features.
+
+  Attributes:
+    codes: int32[T] visual codes in raster order.
+    features: float32[P, D] patch features reconstructed from the codes.
+  """
+
+  codes: np.ndarray
+  features: np.ndarray
+
+
+class LaVIT:
+  """A model directory, loaded; the language side and the word heads when first used."""
+
+  def __init__(
+    self,
+    folder: str,
+    mesh: Mesh,
+    coder: tokenizing.PictureCoder,
+    seed: int,
+    dtype: str,
+    batch_size: int,
+  ):
+    """Holds the parts; use `LaVIT.load`."""
+    self.folder, self.mesh, self.coder = folder, mesh, coder
+    self.seed, self.dtype, self.batch_size = seed, dtype, batch_size
+
+  @classmethod
+  def load(
+    cls,
+    path: str | pathlib.Path,
+    mesh: Mesh | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    batch_size: int = 32,
+  ) -> "LaVIT":
+    """Loads a model directory.
+
+    Args:
+      path: the `model` folder that a finished `train` wrote.
+      mesh: devices to spread over; the first device when None.
+      seed: seed of the patch selection, as given to `tokenize`, and of drawing.
+      dtype: compute dtype; bfloat16 when None, float32 on a CPU.
+      batch_size: requests per program call.
+    """
+    mesh = mesh or sharding.make_mesh({}, jax.devices()[:1])
+    sharding.check_divides(mesh, batch_size=(batch_size, ("data", "fsdp")))
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    dtype = dtype or ("float32" if cpu else "bfloat16")
+    coder = tokenizing.load(str(path), mesh, dtype)
+    return cls(str(path), mesh, coder, seed, dtype, batch_size)
+
+  @functools.cached_property
+  def language(self) -> language.Language:
+    """The language side; a stage-1 directory has none and says so."""
+    return language.load(self.folder, self.mesh, self.dtype)
+
+  @property
+  def has_words(self) -> bool:
+    """True when the model can name what a patch shows (`read_patches`)."""
+    return "clip" in model_directory.read_manifest(self.folder)["parts"]
+
+  def tokenize(self, images: Picture | Sequence[Picture]) -> list[dict[str, Any]]:
+    """Visual codes of pictures, as the `tokenize` command stores them.
+
+    Args:
+      images: Pillow images, paths or uint8[H, W, 3] arrays, one or many.
+
+    Returns:
+      {"codes": int32[T], "keep": bool[P]} of each picture.
+    """
+    return self._tokenize(self._pixels(images))
+
+  def caption(
+    self,
+    images: Picture | Sequence[Picture],
+    prompt: str = "",
+    max_new: int = 64,
+  ) -> list[str]:
+    """Describes pictures, greedily.
+
+    Args:
+      images: as for `tokenize`.
+      prompt: text that the description continues.
+      max_new: most text tokens.
+    """
+    pixels = self._pixels(images)
+    return self._write(pixels, [prompt] * len(pixels), max_new)
+
+  def answer(
+    self,
+    images: Picture | Sequence[Picture],
+    questions: str | Sequence[str],
+    max_new: int = 16,
+  ) -> list[str]:
+    """Answers a question about each picture; a single picture serves all questions."""
+    pixels, questions = self._pixels(images), _texts(questions)
+    if len(pixels) == 1:
+      pixels = np.repeat(pixels, len(questions), axis=0)
+    if len(pixels) != len(questions):
+      raise ValueError(
+        f"expected one picture per question, got {len(pixels)} pictures and"
+        f" {len(questions)} questions; repeat the pictures"
+      )
+    return self._write(pixels, [QUESTION.format(q) for q in questions], max_new)
+
+  def draw_codes(
+    self,
+    prompts: str | Sequence[str],
+    n: int = 1,
+    guidance: float = 3.0,
+    top_k: int = 50,
+    temperature: float = 1.0,
+    seed: int | None = None,
+  ) -> list[np.ndarray]:
+    """Draws the visual codes of prompts.
+
+    Args:
+      prompts: texts.
+      n: drawings per prompt.
+      guidance: weight of the prompt; 1 is none.
+      top_k: codes to sample from, 0 for all.
+      temperature: of sampling; 0 takes the most probable code.
+      seed: that of the model when None; equal seeds give equal drawings.
+
+    Returns:
+      int32[T] codes, n for the first prompt, then n for the next.
+    """
+    words = self.language.vocabulary
+    settings = Settings(
+      end=words.image_end,
+      allowed="codes",
+      max_new=self.coder.model.num_patches,
+      min_new=1,
+      temperature=temperature,
+      top_k=top_k,
+      guidance=guidance,
+    )
+    encode, asked = self.language.tokenizer.encode, _texts(prompts)
+    requests = [layouts.drawing(encode(p), words) for p in asked for _ in range(n)]
+    names = np.array([zlib.crc32(p.encode()) for p in asked], np.uint32)
+    key = jax.random.key(self.seed if seed is None else seed)
+    keys = _keys(key, np.repeat(names, n), np.tile(np.arange(n), len(asked)))
+    return [ids - words.code_start for ids in self._continue(requests, settings, keys)]
+
+  def draw(
+    self,
+    prompts: str | Sequence[str],
+    ratio: str = "1:1",
+    guidance: float = 3.0,
+    n: int = 1,
+    top_k: int = 50,
+    temperature: float = 1.0,
+    seed: int | None = None,
+  ) -> list[Drawing]:
+    """Draws prompts as far as reconstructed features.
+
+    Args:
+      prompts: texts.
+      ratio: "1:1"; features are a square grid, other ratios are made from pixels.
+      guidance: this and the rest as for `draw_codes`.
+    """
+    if ratio != "1:1":
+      raise ValueError(
+        f"drawing ends at a square grid of features: expected ratio '1:1', got"
+        f" {ratio!r}; leave it out"
+      )
+    return self._drawings(
+      self.draw_codes(prompts, n, guidance, top_k, temperature, seed)
+    )
+
+  def reconstruct(self, images: Picture | Sequence[Picture]) -> list[Drawing]:
+    """Reconstructs pictures from their own codes, as far as features."""
+    return self._drawings([found["codes"] for found in self.tokenize(images)])
+
+  def decode_features(self, codes: Sequence[np.ndarray]) -> np.ndarray:
+    """Patch features float32[n, P, D] of n lists of at most P codes."""
+    size, rows = self.coder.model.num_patches, self.coder.model.num_codes
+    packed = np.zeros((len(codes), size), np.int32)
+    for row, own in enumerate(codes):
+      own = np.asarray(own, np.int32)
+      if len(own) > size or ((own < 0) | (own >= rows)).any():
+        raise ValueError(
+          f"expected at most {size} codes in [0, {rows}), got {len(own)} of"
+          f" {own.tolist()[:5]}...; give codes of this model's tokenizer"
+        )
+      packed[row, : len(own)] = own
+    lengths = np.array([len(own) for own in codes], np.int32)
+    run = functools.partial(tokenizing.decode_codes, self.coder)
+    if not len(codes):
+      return np.zeros((0, size, self.coder.model.embed_dim), np.float32)
+    return self._in_chunks(run, packed, lengths)
+
+  def read_patches(self, features: np.ndarray) -> dict[str, np.ndarray]:
+    """Names what patches show, with the word heads of stage 0.
+
+    Args:
+      features: float[n, P, D] raw or reconstructed patch features.
+
+    Returns:
+      "color" str[n, P], "background" where nothing is, and "shape" str[n, P], empty
+      there.
+    """
+    run = functools.partial(patch_words.most_probable, self._word_heads)
+    return patch_words.names(self._in_chunks(run, np.asarray(features)))
+
+  @functools.cached_property
+  def _word_heads(self):
+    return patch_words.load(self.folder, self.coder.tower.embed_dim, self.mesh)
+
+  def _pixels(self, images) -> np.ndarray:
+    """Squashes one or many pictures to uint8[n, size, size, 3]."""
+    bare = isinstance(images, (Image.Image, str, pathlib.Path))
+    if bare or (isinstance(images, np.ndarray) and images.ndim == 3):
+      images = [images]
+    size = self.coder.tower.image_size
+    pixels = [_picture(image, size) for image in images]
+    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+
+  def _tokenize(self, pixels: np.ndarray) -> list[dict[str, Any]]:
+    if not len(pixels):
+      return []
+    names = np.array([items.noise_id(p) for p in pixels], np.uint32)
+    run = lambda *batch: tokenizing.encode_pictures(self.coder, *batch, seed=self.seed)
+    found = self._in_chunks(run, pixels, names)
+    return [
+      {"codes": codes[keep], "keep": keep}
+      for codes, keep in zip(found.codes, found.keep, strict=True)
+    ]
+
+  def _write(self, pixels: np.ndarray, texts: list[str], max_new: int) -> list[str]:
+    """Continues [IMG] features [/IMG] text, greedily, until the end mark."""
+    words, tokenizer = self.language.vocabulary, self.language.tokenizer
+    keep = [found["keep"] for found in self._tokenize(pixels)]
+    requests = [
+      layouts.understanding(kept, tokenizer.encode(own), words)
+      for kept, own in zip(keep, texts, strict=True)
+    ]
+    settings = Settings(end=END, allowed="text", max_new=max_new)
+    keys = jax.random.split(jax.random.key(0), len(requests))
+    shown = (pixels, np.array(keep))
+    found = self._continue(requests, settings, keys, shown)
+    return [tokenizer.decode(ids).strip() for ids in found]
+
+  def _continue(self, requests, settings, keys, shown=None) -> list[np.ndarray]:
+    """New ids of each prompt, without the end; `shown` is (pixels, keep) by prompt."""
+    results: list[np.ndarray | None] = [None] * len(requests)
+    lengths = np.array([decode.bucket(len(prompt)) for prompt in requests])
+    for length in np.unique(lengths):
+      members = np.flatnonzero(lengths == length)
+      for first in range(0, len(members), self.batch_size):
+        own = members[first : first + self.batch_size]
+        rows = _padded(own, self.batch_size)
+        batch = layouts.left_padded([requests[i] for i in rows], int(length))
+        seen = shown and [array[rows] for array in shown]
+        found = self._generate(batch, settings, keys[rows], seen)
+        ids, ends = np.asarray(found.ids), np.asarray(found.lengths)
+        for row, i in enumerate(own):
+          results[i] = ids[row, : ends[row]]
+    return results
+
+  def _generate(self, batch: layouts.PromptBatch, settings, keys, shown):
+    """Runs one batch of one padded length."""
+    side, start = self.language, [[self.language.vocabulary.image_start]]
+    with jax.set_mesh(self.mesh):
+      return decode.generate(
+        side.model.llama,
+        side.params["llama"],
+        self._inputs(batch, shown),
+        batch.segment_ids,
+        batch.positions,
+        side.vocabulary,
+        settings,
+        keys,
+        language.text_inputs(side, np.array(start, np.int32))[0],
+      )
+
+  def _inputs(self, batch: layouts.PromptBatch, shown) -> jax.Array:
+    """Vectors of prompts: of their text, and of their pictures when there are any."""
+    if shown is None:
+      return language.text_inputs(self.language, batch.tokens)
+    parts = (self.language, self.coder.tower, self.coder.frozen)
+    return language.picture_inputs(*parts, *shown, batch.tokens, batch.feature_index)
+
+  def _drawings(self, codes: list[np.ndarray]) -> list[Drawing]:
+    return [Drawing(*pair) for pair in zip(codes, self.decode_features(codes))]
+
+  def _in_chunks(self, function, *arrays: np.ndarray) -> Any:
+    """Applies a batched function to padded chunks of at least one row."""
+    found = []
+    with jax.set_mesh(self.mesh):
+      for start in range(0, len(arrays[0]), self.batch_size):
+        parts = [array[start : start + self.batch_size] for array in arrays]
+        count = len(parts[0])
+        out = function(*(_padded(part, self.batch_size) for part in parts))
+        found.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], out))
+    return jax.tree.map(lambda *x: np.concatenate(x), *found)
+
+
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+  """Repeats the last row up to `size` rows."""
+  return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+
+
+def _texts(texts: str | Sequence[str]) -> list[str]:
+  return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _picture(image: Picture, size: int) -> np.ndarray:
+  """One picture as uint8[size, size, 3], exactly as `prepare` and `tokenize` see it."""
+  if isinstance(image, (str, pathlib.Path)):
+    path = pathlib.Path(image)
+    if not path.is_file():
+      raise ValueError(f"expected a picture at {path}, found no file; check the path")
+    return pictures.decode(path.read_bytes(), size)
+  if isinstance(image, Image.Image):
+    image = np.asarray(pictures.to_rgb(ImageOps.exif_transpose(image)))
+  return pictures.resize(np.asarray(image), size)
+
+
+@jax.jit
+def _keys(key, names, numbers):
+  """One key per drawing, from its prompt and its number alone."""
+  own = lambda name, number: jax.random.fold_in(jax.random.fold_in(key, name), number)
+  return jax.vmap(own)(names, numbers)

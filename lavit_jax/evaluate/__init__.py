@@ -1,0 +1,1 @@
+"""Figures: from model outputs and truths to numbers with their chance levels."""

@@ -1,0 +1,263 @@
+"""Runs a finished toy model over held-out records and hands its outputs to evaluate/.
+
+test, novel records -> codes, keep, reconstructions, captions, answers, drawings
+-> figures with chance levels and baselines, and examples for the report
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lavit_jax import api
+from lavit_jax.data import digits, images, items, language, records, scenes, world
+from lavit_jax.evaluate import toy, toy_language, toy_reading, toy_tokenizer
+from lavit_jax.models import codebook, whitening
+from lavit_jax.stages import frozen_parts, tokenizing
+from lavit_jax.weights import model_directory
+
+BATCH_SIZE = 64
+SHOWN = 8  # examples of a kind in the report
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Cases per figure.
+
+  Attributes:
+    captions: captions of single-object scenes, of digits and of novel scenes each.
+    questions: questions about test pictures.
+    drawings: requests for seen pairs; held-out pairs get half as many.
+  """
+
+  captions: int = 300
+  questions: int = 1000
+  drawings: int = 252
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """A held-out split in memory.
+
+  Attributes:
+    records: prepared records.
+    image: uint8[N, H, W, 3] as the model sees them.
+    truth: what is known of them.
+  """
+
+  records: Sequence[dict]
+  image: np.ndarray
+  truth: toy_tokenizer.Truth
+
+
+def study(model_folder: str, data_folder: str, limits: Limits) -> toy.Findings:
+  """Evaluates a finished toy model.
+
+  Args:
+    model_folder: model directory that stage 2 wrote.
+    data_folder: prepared toy data with the splits test and novel.
+    limits: cases per figure.
+
+  Returns:
+    Figures and examples.
+  """
+  model = api.LaVIT.load(model_folder, batch_size=BATCH_SIZE)
+  heads = load_word_heads(model_folder)
+  size = model.coder.tower.image_size
+  test, novel = (
+    load_split(f"{data_folder}/{name}", size) for name in ("test", "novel")
+  )
+  figures, pictures, rebuilt = _study_tokenizer(model, heads, test)
+  figures |= _study_captions(model, test, novel, limits.captions)
+  caption_examples = _caption_examples(model, test)
+  answers, answer_examples = _study_answers(model, test, limits.questions)
+  seen = _study_drawings(model, heads, False, limits.drawings, size)
+  unseen = _study_drawings(model, heads, True, -(-limits.drawings // 2), size)
+  figures |= answers | seen[0]
+  figures |= {f"novel_{name}": value for name, value in unseen[0].items()}
+  return toy.Findings(
+    figures, pictures, caption_examples, answer_examples, seen[1], unseen[1], rebuilt
+  )
+
+
+def load_split(folder: str, size: int) -> Split:
+  """Reads a prepared toy split."""
+  prepared = records.Records(folder)
+  found = [prepared[i] for i in range(len(prepared))]
+  pixels = np.stack([images.decode(record["image"], size) for record in found])
+  return Split(found, pixels, toy_tokenizer.truth_of(found))
+
+
+def load_word_heads(folder: str) -> dict[str, Any]:
+  """Reads the patch-word heads of stage 0 as numpy arrays."""
+  words = model_directory.part_config(folder, "clip")["words"]
+  dim = model_directory.part_config(folder, "vit")["embed_dim"]
+  vector = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+  tree = {"word_norm": {"scale": vector(dim), "bias": vector(dim)}}
+  for kind, entry in words.items():
+    count = entry["classes"]
+    tree[f"word_{kind}"] = {"kernel": vector(dim, count), "bias": vector(count)}
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.device_get(
+    model_directory.load(folder, "clip", tree, place, below=tuple(tree))
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("tower", "model"))
+def _features_and_codes(tower, model, frozen, pixels, keep):
+  """True patch features, and the codes that a given mask leads to."""
+  features = frozen_parts.patch_features(tower, frozen, pixels)
+  inputs = whitening.whiten(frozen.get("whitening"), features)
+  variables = {"params": frozen["visual_tokenizer"]}
+  z = model.apply(variables, inputs, keep, method="encode")
+  return features, codebook.lookup(frozen["codebook"]["embedding"], z)
+
+
+def _in_batches(function, *arrays: np.ndarray) -> Any:
+  """Applies a function to batches of one size, the last one padded; joins results."""
+  found, total = [], len(arrays[0])
+  for start in range(0, total, BATCH_SIZE):
+    rows = np.minimum(np.arange(start, start + BATCH_SIZE), total - 1)
+    found.append(jax.device_get(function(*(array[rows] for array in arrays))))
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *found)
+
+
+def _study_tokenizer(model, heads, split: Split):
+  """Figures of the visual tokenizer, its view of the split, and reconstructions."""
+  coder = model.coder
+  names = np.array([items.noise_id(picture) for picture in split.image], np.uint32)
+  encode = functools.partial(tokenizing.encode_pictures, coder, seed=model.seed)
+  found = _in_batches(encode, split.image, names)
+  rng = np.random.default_rng(0)
+  mask = np.stack([rng.permutation(row) for row in found.keep])
+  run = functools.partial(_features_and_codes, coder.tower, coder.model, coder.frozen)
+  features, masked = _in_batches(run, split.image, mask)
+  decode = lambda codes, keep: model.decode_features(
+    [own[kept] for own, kept in zip(codes, keep)]
+  )
+  rebuilt = decode(found.codes, found.keep)
+  mean = features.mean((0, 1), keepdims=True)
+  cosines = {
+    "own": _cosine(features, rebuilt),
+    "constant_mean": _cosine(features, mean),
+    "random_mask": _cosine(features, decode(masked, mask)),
+  }
+  single = split.truth.single
+  read = lambda x: toy_reading.read(toy_reading.word_logits(heads, x))
+  figures = toy_tokenizer.selection(found.keep, found.log_probs, split.truth)
+  figures |= toy_tokenizer.codes(found.codes, found.keep, coder.model.num_codes)
+  figures |= toy_tokenizer.reconstruction(cosines, split.truth)
+  figures |= toy_tokenizer.reconstructed(
+    read(rebuilt[single]), read(features[single]), split.truth
+  )
+  pictures = toy.Pictures(
+    split.image,
+    split.truth.count,
+    found.keep,
+    np.exp(found.log_probs),
+    found.codes,
+    coder.model.num_codes,
+  )
+  return figures, pictures, _rebuilt_examples(read(rebuilt), split)
+
+
+def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """Cosine float[N, P] of features [N, P, D]."""
+  norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+  return (x * y).sum(-1) / np.maximum(norms, 1e-12)
+
+
+def _rebuilt_examples(reading, split: Split) -> list[toy.GridExample]:
+  """Scenes of growing complexity, read back from their codes."""
+  chosen = [
+    i
+    for count in range(1, world.MAX_OBJECTS + 1)
+    for i in np.flatnonzero(split.truth.count == count)[: 2 if count < 3 else 1]
+  ]
+  title = lambda i: f"{split.truth.count[i]} object{'s'[: split.truth.count[i] > 1]}"
+  return [
+    toy.grid_example(reading, i, title(i), split.image[i], "", "")
+    for i in chosen[:SHOWN]
+  ]
+
+
+def _caption_of(record: dict) -> str:
+  return next(e["turns"][0][1] for e in record["texts"] if e["task"] == "caption")
+
+
+def _study_captions(model, test: Split, novel: Split, most: int) -> dict[str, dict]:
+  figures = {}
+  for name, split in (("", test), ("novel_", novel)):
+    chosen = split.truth.single[:most]
+    figures[f"{name}caption_color_shape"] = toy_language.caption_figure(
+      model.caption(split.image[chosen]),
+      [split.truth.truths[i] for i in chosen],
+      bool(name),
+    )
+  chosen = np.flatnonzero(~test.truth.scene)[:most]
+  figures["digit_caption_accuracy"] = toy_language.digit_figure(
+    model.caption(test.image[chosen]), [test.truth.truths[i] for i in chosen]
+  )
+  return figures
+
+
+def _caption_examples(model, split: Split) -> list[toy.TextExample]:
+  """The first scenes of each object count, and the first digits."""
+  counts = (0, 1, 1, 2, 3, 4, -1, -1)
+  chosen = [
+    np.flatnonzero(split.truth.count == count)[counts[:place].count(count)]
+    for place, count in enumerate(counts)
+    if (split.truth.count == count).sum() > counts[:place].count(count)
+  ]
+  texts = model.caption(split.image[np.array(chosen, int)])
+  examples = []
+  for i, text in zip(chosen, texts):
+    true = _caption_of(split.records[i])
+    if split.truth.count[i] < 0:
+      right = digits.parse_digit(text) == split.truth.truths[i]["digit"]
+    else:
+      pairs = lambda caption: [o[:2] for o in language.parse_caption(caption)]
+      right = pairs(text) == pairs(true)
+    examples.append(toy.TextExample(split.image[i], "", true, text, right))
+  return examples
+
+
+def _study_answers(model, split: Split, most: int):
+  """Answers about the right picture and about the next scene's."""
+  questions = toy_language.questions_of(split.records, most)
+  shown = np.array([question.picture for question in questions], int)
+  other = (shown + 1) % len(split.image)
+  texts = [question.text for question in questions]
+  answers = model.answer(split.image[shown], texts)
+  others = model.answer(split.image[other], texts)
+  figures = toy_language.answer_figures(questions, answers, others)
+  examples = [
+    toy.TextExample(
+      split.image[q.picture], q.text, q.answer, a, toy_language.is_right(a, q.answer)
+    )
+    for q, a in zip(questions, answers)
+  ]
+  return figures, examples[: 2 * SHOWN]
+
+
+def _study_drawings(model, heads, novel: bool, count: int, size: int):
+  """Draws requests, reads the drawn features; figures and the first examples."""
+  asked = toy_language.requests(novel, count)
+  codes = model.draw_codes([request.prompt for request in asked])
+  features = model.decode_features(codes)
+  reading = toy_reading.read(toy_reading.word_logits(heads, features))
+  tokens = [len(own) for own in codes]
+  figures = toy_language.drawn_figures(asked, reading, tokens, novel)
+  words = lambda color, shape, cell: (
+    f"{color} {shape}, {language.POSITIONS[cell // world.CELLS][cell % world.CELLS]}"
+  )
+  examples = []
+  for row, request in enumerate(asked[:SHOWN]):
+    picture = scenes.draw(world.Scene((request.drawn,), "bright"), size).image
+    facts = words(*request.expected), words(*reading.names(row))
+    examples.append(toy.grid_example(reading, row, request.prompt, picture, *facts))
+  return figures, examples
