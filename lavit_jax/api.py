@@ -80,7 +80,8 @@ class LaVIT:
       path: the `model` folder that a finished `train` wrote.
       mesh: devices to spread over; the first device when None.
       seed: seed of the patch selection, as given to `tokenize`, and of drawing.
-      dtype: compute dtype; bfloat16 when None, float32 on a CPU.
+      dtype: compute dtype; bfloat16 when None, float32 on a CPU. Pictures get the
+        codes of `tokenize` when both compute in one dtype.
       batch_size: requests per program call.
     """
     mesh = mesh or sharding.make_mesh({}, jax.devices()[:1])
@@ -176,8 +177,9 @@ class LaVIT:
       top_k=top_k,
       guidance=guidance,
     )
-    encode, asked = self.language.tokenizer.encode, _texts(prompts)
-    requests = [layouts.drawing(encode(p), words) for p in asked for _ in range(n)]
+    tokenizer, asked = self.language.tokenizer, _texts(prompts)
+    ids = [tokenizer.encode(p) if p else [] for p in asked]
+    requests = [layouts.drawing(own, words) for own in ids for _ in range(n)]
     names = np.array([zlib.crc32(p.encode()) for p in asked], np.uint32)
     key = jax.random.key(self.seed if seed is None else seed)
     keys = _keys(key, np.repeat(names, n), np.tile(np.arange(n), len(asked)))
@@ -273,7 +275,7 @@ class LaVIT:
     words, tokenizer = self.language.vocabulary, self.language.tokenizer
     keep = [found["keep"] for found in self._tokenize(pixels)]
     requests = [
-      layouts.understanding(kept, tokenizer.encode(own), words)
+      layouts.understanding(kept, tokenizer.encode(own) if own else [], words)
       for kept, own in zip(keep, texts, strict=True)
     ]
     settings = Settings(end=END, allowed="text", max_new=max_new)

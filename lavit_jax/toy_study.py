@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lavit_jax import api
 from lavit_jax.data import digits, images, items, language, records, scenes, world
 from lavit_jax.evaluate import toy, toy_language, toy_reading, toy_tokenizer
 from lavit_jax.models import codebook, whitening
-from lavit_jax.stages import frozen_parts, tokenizing
-from lavit_jax.weights import model_directory
+from lavit_jax.stages import frozen_parts, patch_words, tokenizing
 
 BATCH_SIZE = 64
 SHOWN = 8  # examples of a kind in the report
@@ -66,7 +64,9 @@ def study(model_folder: str, data_folder: str, limits: Limits) -> toy.Findings:
     Figures and examples.
   """
   model = api.LaVIT.load(model_folder, batch_size=BATCH_SIZE)
-  heads = load_word_heads(model_folder)
+  heads = jax.device_get(
+    patch_words.load(model_folder, model.coder.tower.embed_dim, model.mesh)
+  )
   size = model.coder.tower.image_size
   test, novel = (
     load_split(f"{data_folder}/{name}", size) for name in ("test", "novel")
@@ -90,21 +90,6 @@ def load_split(folder: str, size: int) -> Split:
   found = [prepared[i] for i in range(len(prepared))]
   pixels = np.stack([images.decode(record["image"], size) for record in found])
   return Split(found, pixels, toy_tokenizer.truth_of(found))
-
-
-def load_word_heads(folder: str) -> dict[str, Any]:
-  """Reads the patch-word heads of stage 0 as numpy arrays."""
-  words = model_directory.part_config(folder, "clip")["words"]
-  dim = model_directory.part_config(folder, "vit")["embed_dim"]
-  vector = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
-  tree = {"word_norm": {"scale": vector(dim), "bias": vector(dim)}}
-  for kind, entry in words.items():
-    count = entry["classes"]
-    tree[f"word_{kind}"] = {"kernel": vector(dim, count), "bias": vector(count)}
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return jax.device_get(
-    model_directory.load(folder, "clip", tree, place, below=tuple(tree))
-  )
 
 
 @functools.partial(jax.jit, static_argnames=("tower", "model"))
@@ -157,6 +142,7 @@ def _study_tokenizer(model, heads, split: Split):
   pictures = toy.Pictures(
     split.image,
     split.truth.count,
+    split.truth.objects,
     found.keep,
     np.exp(found.log_probs),
     found.codes,
@@ -230,7 +216,7 @@ def _study_answers(model, split: Split, most: int):
   """Answers about the right picture and about the next scene's."""
   questions = toy_language.questions_of(split.records, most)
   shown = np.array([question.picture for question in questions], int)
-  other = (shown + 1) % len(split.image)
+  other = _next_of_its_sort(split.truth.scene)[shown]
   texts = [question.text for question in questions]
   answers = model.answer(split.image[shown], texts)
   others = model.answer(split.image[other], texts)
@@ -242,6 +228,15 @@ def _study_answers(model, split: Split, most: int):
     for q, a in zip(questions, answers)
   ]
   return figures, examples[: 2 * SHOWN]
+
+
+def _next_of_its_sort(scene: np.ndarray) -> np.ndarray:
+  """For each picture the next scene, or for a digit the next digit: int[N]."""
+  following = np.arange(len(scene))
+  for sort in (True, False):
+    members = np.flatnonzero(scene == sort)
+    following[members] = np.roll(members, -1)
+  return following
 
 
 def _study_drawings(model, heads, novel: bool, count: int, size: int):

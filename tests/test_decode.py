@@ -17,6 +17,14 @@ SUFFIXES = {"": 3.0, "_scale15": 1.5}  # of the golden arrays, and their guidanc
 WARPERS = dict(temperature=0.7, top_k=9, top_p=0.8)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compile_fast():
+  """Small programs that run once: compiling is nearly all of their time."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 def embed(model, params, ids) -> jax.Array:
   return params["embedding"]["embedding"][np.asarray(ids)]
 

@@ -14,6 +14,7 @@ class Pictures:
   Attributes:
     image: uint8[N, H, W, 3].
     count: int[N] objects, -1 for a digit.
+    objects: bool[N, P] patches that an object covers; False for digits.
     keep: bool[N, P].
     probability: float32[N, P] of keeping.
     codes: int32[N, P], those of kept patches count.
@@ -22,6 +23,7 @@ class Pictures:
 
   image: np.ndarray
   count: np.ndarray
+  objects: np.ndarray
   keep: np.ndarray
   probability: np.ndarray
   codes: np.ndarray

@@ -17,6 +17,7 @@ from lavit_jax.sharding import constrain
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 EPS = 1e-6
+POSITION_STD = 1.0
 
 VARIANTS = {
   "g14": dict(
@@ -158,7 +159,10 @@ class VisionTransformer(nn.Module):
     )
     self.cls_token = linear.param(self, "cls_token", small, (dim,), (None,))
     length = self.num_patches + 1
-    self.pos_embed = linear.param(self, "pos_embed", small, (length, dim), (None, None))
+    # Positions start about as loud as contents: a small encoder that trains for minutes
+    # must still carry them to its last block, or no decoder can place what it sees.
+    loud = nn.initializers.normal(POSITION_STD)
+    self.pos_embed = linear.param(self, "pos_embed", loud, (length, dim), (None, None))
     blocks = stack.layers(Block, self.num_layers, self.remat, self.unroll)
     self.blocks = blocks(self.num_heads, self.head_dim, self.mlp_dim, self.dtype)
     self.norm = norm.LayerNorm(EPS)

@@ -47,13 +47,11 @@ class PictureCoder:
     model: the visual tokenizer.
     frozen: parameters by part: vit, visual_tokenizer, codebook and, with a small
       encoder, whitening.
-    names: checksum of each part.
   """
 
   tower: vit.VisionTransformer
   model: VisualTokenizer
   frozen: dict[str, Any]
-  names: dict[str, str]
 
 
 def load(folder: str, mesh: Mesh, dtype: str, unroll: int = 1) -> PictureCoder:
@@ -85,9 +83,7 @@ def load(folder: str, mesh: Mesh, dtype: str, unroll: int = 1) -> PictureCoder:
       folder, "codebook", {"embedding": table}, sharding.replicated(mesh)
     ),
   }
-  parts = model_directory.read_manifest(folder)["parts"]
-  names = {name: parts[name]["checksum"][:16] for name in frozen}
-  return PictureCoder(tower, model, frozen, names)
+  return PictureCoder(tower, model, frozen)
 
 
 def checksum(folder: str) -> str:

@@ -48,7 +48,11 @@ def encode(model, params, inputs: jax.Array, noise: jax.Array) -> Encoded:
   variables = {"params": params}
   log_probs = model.apply(variables, inputs, method="select")
   keep = selector.sample(log_probs, noise)
-  z = model.apply(variables, inputs, keep, method="encode")
+  # Only the mask's value enters the merger. Its gradient would pass through the policy
+  # softmax, where a forbidden score that tops an allowed one by d weighs exp(d): steps
+  # of norm 100 and a selector that drops objects. `reconstruct` carries the gradient.
+  hard = jax.lax.stop_gradient(keep)
+  z = model.apply(variables, inputs, hard, method="encode")
   rescued = selector.count_empty(log_probs, noise).astype(jnp.float32)
   return Encoded(keep, z, rescued)
 

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Checks format and style and runs the tests; arguments go to pytest:
+#
+#   launch/test.sh [tests/test_vit.py -k golden ...]
+#
+# Makes its own environment first.
+set -euo pipefail
+
+# shellcheck source=launch/environment.sh
+. "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+enter_environment test
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+ruff format --check .
+ruff check .
+exec pytest "$@"

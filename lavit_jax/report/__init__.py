@@ -1,0 +1,1 @@
+"""The quickstart's report: figures, pictures and facts on one self-contained page."""

@@ -1,0 +1,121 @@
+"""Findings of a model that never was: truths with a share of them spoiled."""
+
+import json
+
+import numpy as np
+
+from lavit_jax import prepare
+from lavit_jax.data import images, scenes, world
+from lavit_jax.evaluate import toy, toy_language, toy_reading, toy_tokenizer
+
+SIDE = 64
+
+
+def logits_of(color, shape):
+  """Sure word logits of the labels u8[N, P] (background color 8, shape 255)."""
+  colors = 8.0 * np.eye(9, dtype=np.float32)[color]
+  shapes = 8.0 * np.eye(6, dtype=np.float32)[np.where(shape > 5, 0, shape)]
+  return {"color": colors, "shape": shapes}
+
+
+def labels_of(records):
+  blank = {"color": bytes([8]) * 64, "shape": bytes([255]) * 64}
+  found = [record.get("labels", blank) for record in records]
+  return [np.stack([np.frombuffer(f[k], np.uint8) for f in found]) for k in blank]
+
+
+def make(count=64, right=0.9):
+  """Findings whose texts and drawings are right for about a share `right`."""
+  rng = np.random.default_rng(0)
+  records = list(prepare.toy_records("test", count))
+  truth = toy_tokenizer.truth_of(records)
+  pixels = np.stack([images.decode(record["image"], SIDE) for record in records])
+  probability = np.where(truth.objects, 0.95, 0.12).astype(np.float32)
+  probability[~truth.scene] = 0.7
+  keep = rng.random(probability.shape) < probability
+  codes = rng.integers(0, 200, keep.shape)
+  figures = toy_tokenizer.selection(keep, np.log(probability), truth)
+  figures |= toy_tokenizer.codes(codes, keep, 256)
+  shares = {"own": 0.93, "constant_mean": 0.62, "random_mask": 0.71}
+  cosines = {name: np.full(keep.shape, value) for name, value in shares.items()}
+  figures |= toy_tokenizer.reconstruction(cosines, truth)
+  reading = toy_reading.read(logits_of(*labels_of(records)))
+  single = toy_reading.read(
+    {k: v[truth.single] for k, v in logits_of(*labels_of(records)).items()}
+  )
+  figures |= toy_tokenizer.reconstructed(single, single, truth)
+  texts, text_figures = _texts(records, pixels, truth, right, rng)
+  figures |= text_figures
+  drawings, drawn_figures = _drawings(right, rng)
+  figures |= drawn_figures
+  figures |= {f"novel_{name}": value for name, value in drawn_figures.items()}
+  rebuilt = [
+    toy.grid_example(reading, row, "rebuilt", pixels[row], "", "") for row in range(6)
+  ]
+  pictures = toy.Pictures(
+    pixels, truth.count, truth.objects, keep, probability, codes, 256
+  )
+  return toy.Findings(figures, pictures, *texts, drawings, drawings[:3], rebuilt)
+
+
+def _texts(records, pixels, truth, right, rng):
+  captions = [
+    entry["turns"][0][1]
+    for record in records
+    for entry in record["texts"]
+    if entry["task"] == "caption"
+  ]
+  spoil = lambda text, wrong: text if rng.random() < right else wrong
+  said = [spoil(caption, "a <b>red</b> star") for caption in captions]
+  said[0] = "a <b>red</b> star"
+  questions = toy_language.questions_of(records, 60)
+  answers = [spoil(question.answer, "red") for question in questions]
+  others = [rng.choice(["yes", "no", "two", "red"]) for _ in questions]
+  chosen, written = truth.single, np.flatnonzero(~truth.scene)
+  truths = lambda rows: [truth.truths[i] for i in rows]
+  one = toy_language.caption_figure([said[i] for i in chosen], truths(chosen), False)
+  figures = toy_language.answer_figures(questions, answers, others)
+  figures["caption_color_shape"] = figures["novel_caption_color_shape"] = one
+  figures["digit_caption_accuracy"] = toy_language.digit_figure(
+    [said[i] for i in written], truths(written)
+  )
+  shown = [
+    toy.TextExample(pixels[i], "", captions[i], said[i], said[i] == captions[i])
+    for i in (0, 1, 2, 3, 7)
+  ]
+  asked = [
+    toy.TextExample(pixels[q.picture], q.text, q.answer, a, a == q.answer)
+    for q, a in zip(questions[:9], answers)
+  ]
+  return (shown, asked), figures
+
+
+def _drawings(right, rng):
+  asked = toy_language.requests(False, 42)
+  wanted = [scenes.patch_labels(world.Scene((r.drawn,), "dark")) for r in asked]
+  rows = [i if rng.random() < right else (i + 1) % 42 for i in range(42)]
+  color, shape = (np.stack([wanted[i][k] for i in rows]) for k in ("color", "shape"))
+  reading = toy_reading.read(logits_of(color, shape))
+  figures = toy_language.drawn_figures(asked, reading, [5] * 42, False)
+  words = lambda color, shape, cell: f"{color} {shape}, cell {cell}"
+  examples = []
+  for row, request in enumerate(asked[:8]):
+    picture = scenes.draw(world.Scene((request.drawn,), "bright")).image
+    facts = words(*request.expected), words(*reading.names(row))
+    examples.append(toy.grid_example(reading, row, request.prompt, picture, *facts))
+  return examples, figures
+
+
+def write_run(folder, stage, steps=200):
+  """A run directory with the metrics and the config that the report reads."""
+  folder.mkdir(parents=True)
+  lines = []
+  for step in range(10, steps + 1, 10):
+    line = {"step": step, "kind": "train", "time": 1.0, "loss": 3 * 0.99**step}
+    rest = {"accuracy": 1 - 0.99**step, "cosine": 0.9, "kept_share": 0.33, "retrieval_at_1": 0.5}
+    lines.append(line | rest | {"examples_per_second": 300.0 + step})
+  lines.append({"step": steps, "kind": "eval", "time": 1.0, "loss_text": 0.2})
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (folder / "metrics.jsonl").write_text(text)
+  config = {"stage": stage, "batch_size": 64, "num_steps": steps}
+  (folder / "config.json").write_text(json.dumps(config))
