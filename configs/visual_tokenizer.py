@@ -40,8 +40,8 @@ def get_config(variant: str = "tiny"):
   )
   if variant == "tiny":
     tiny = dict(
-      num_steps=1500,
-      phase_a_steps=800,
+      num_steps=1300,
+      phase_a_steps=600,
       batch_size=32,
       rate_weight=5.0,  # 2 lets the share drift over so few steps
       ema_decay=0.97,

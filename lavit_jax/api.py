@@ -303,7 +303,9 @@ class LaVIT:
 
   def _generate(self, batch: layouts.PromptBatch, settings, keys, shown):
     """Runs one batch of one padded length."""
-    side, start = self.language, [[self.language.vocabulary.image_start]]
+    side = self.language
+    # As many rows as the batch, so that any mesh that divides it divides these.
+    start = np.full((self.batch_size, 1), side.vocabulary.image_start, np.int32)
     with jax.set_mesh(self.mesh):
       return decode.generate(
         side.model.llama,
@@ -314,7 +316,7 @@ class LaVIT:
         side.vocabulary,
         settings,
         keys,
-        language.text_inputs(side, np.array(start, np.int32))[0],
+        language.text_inputs(side, start)[0],
       )
 
   def _inputs(self, batch: layouts.PromptBatch, shown) -> jax.Array:

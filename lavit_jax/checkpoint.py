@@ -20,8 +20,9 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str, keep: int = 2):
+    self._folder = epath.Path(workdir).resolve() / "checkpoints"
     self._manager = ocp.CheckpointManager(
-      epath.Path(workdir).resolve() / "checkpoints",
+      self._folder,
       options=ocp.CheckpointManagerOptions(max_to_keep=keep),
     )
 
@@ -40,8 +41,7 @@ class Checkpoints:
 
   def meta(self, step: int) -> dict[str, Any]:
     """Reads only the data position and config."""
-    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    return self._manager.restore(step, args=args)[META]
+    return self._read(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))[META]
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
     """Reads the state onto our shardings, whatever mesh wrote it."""
@@ -51,7 +51,17 @@ class Checkpoints:
       shardings,
     )
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-    return self._manager.restore(step, args=args)[STATE]
+    return self._read(step, args)[STATE]
+
+  def _read(self, step: int, args: Any) -> Any:
+    try:
+      return self._manager.restore(step, args=args)
+    except (OSError, ValueError, KeyError) as error:
+      reason = str(error).splitlines()[0]
+      raise ValueError(
+        f"expected a whole checkpoint in {self._folder / str(step)}, got one that"
+        f" cannot be read ({reason}); delete that folder to resume from an earlier step"
+      ) from error
 
   def close(self) -> None:
     """Waits for what is being written."""

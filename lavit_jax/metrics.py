@@ -14,7 +14,6 @@ class Writer:
   """Appends to metrics.jsonl and to TensorBoard events of a run directory."""
 
   def __init__(self, workdir: str):
-    self.workdir = workdir
     self._active = jax.process_index() == 0
     if not self._active:
       return

@@ -1,8 +1,8 @@
 """Writes prepared shards: `python -m lavit_jax.prepare --source=toy --target=DIR`.
 
 The toy source needs no download: drawn scenes with captions and questions; every eighth
-record is one of scikit-learn's handwritten digits and every sixteenth, in the training
-split, a text without picture. A target then holds
+record is one of scikit-learn's handwritten digits and every sixteenth a text without
+picture. A target then holds
 
     train/  test/  novel/    array_record shards and their manifest
     text_tokenizer/          a small text tokenizer trained on the training captions
@@ -46,7 +46,7 @@ def toy_records(split: str, count: int) -> Iterator[dict]:
   for i in range(count):
     if i % DIGIT_EVERY == DIGIT_EVERY - 1:
       yield written[i // DIGIT_EVERY]
-    elif split == "train" and i % TEXT_EVERY == 0:
+    elif i % TEXT_EVERY == 0:
       yield _without_picture(drawn[i])
     else:
       yield drawn[i]

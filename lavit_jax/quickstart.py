@@ -28,6 +28,10 @@ WORKDIR = flags.DEFINE_string(
 )  # train, imported above, has a flag of this name too
 SMOKE = flags.DEFINE_boolean("smoke", False, "A run through everything in minutes.")
 
+PARTS = (
+  *("prepare", "contrastive", "visual_tokenizer"),
+  *("tokenize", "pretrain", "evaluate"),
+)
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -75,7 +79,7 @@ def run(workdir: str, size: Size) -> dict:
   with clock.part("tokenize") as due:
     for split in ("train", "test"):
       if due(data / split / "codes" / shards.MANIFEST):
-        tokenize.run(model, str(data / split))
+        tokenize.run(model, str(data / split), unroll=4)
   _train("pretrain", configs["pretrain"], folder, clock)
   model = str(folder / "pretrain" / "model")
   with clock.part("evaluate"):
@@ -113,8 +117,8 @@ class _Clock:
 
   @property
   def seconds(self) -> dict[str, float]:
-    """Seconds by part, in the order of the first run."""
-    return {name: part["seconds"] for name, part in self._parts.items()}
+    """Seconds by part, in the order in which they run."""
+    return {name: self._parts[name]["seconds"] for name in PARTS if name in self._parts}
 
   @contextlib.contextmanager
   def part(self, name: str) -> Iterator[Callable[[pathlib.Path], bool]]:

@@ -25,6 +25,7 @@ RULES: dict[str, tuple[str, ...]] = {
   "kv_heads": ("tensor",),
   "vocab": ("tensor",),
   "act_batch": ("data", "fsdp"),
+  "act_data_batch": ("data",),
   "act_length": ("sequence",),
   "act_heads": ("tensor",),
   "act_mlp": ("tensor",),

@@ -85,9 +85,9 @@ def study(model_folder: str, data_folder: str, limits: Limits) -> toy.Findings:
 
 
 def load_split(folder: str, size: int) -> Split:
-  """Reads a prepared toy split."""
+  """Reads the records of a prepared toy split that have a picture."""
   prepared = records.Records(folder)
-  found = [prepared[i] for i in range(len(prepared))]
+  found = [prepared[int(i)] for i in np.flatnonzero(prepared.image)]
   pixels = np.stack([images.decode(record["image"], size) for record in found])
   return Split(found, pixels, toy_tokenizer.truth_of(found))
 
@@ -164,7 +164,9 @@ def _rebuilt_examples(reading, split: Split) -> list[toy.GridExample]:
     for count in range(1, world.MAX_OBJECTS + 1)
     for i in np.flatnonzero(split.truth.count == count)[: 2 if count < 3 else 1]
   ]
-  title = lambda i: f"{split.truth.count[i]} object{'s'[: split.truth.count[i] > 1]}"
+  title = lambda i: (
+    "1 object" if split.truth.count[i] == 1 else (f"{split.truth.count[i]} objects")
+  )
   return [
     toy.grid_example(reading, i, title(i), split.image[i], "", "")
     for i in chosen[:SHOWN]
@@ -203,13 +205,18 @@ def _caption_examples(model, split: Split) -> list[toy.TextExample]:
   examples = []
   for i, text in zip(chosen, texts):
     true = _caption_of(split.records[i])
-    if split.truth.count[i] < 0:
-      right = digits.parse_digit(text) == split.truth.truths[i]["digit"]
-    else:
-      pairs = lambda caption: [o[:2] for o in language.parse_caption(caption)]
-      right = pairs(text) == pairs(true)
+    right = _names_the_same(text, true, split.truth.truths[i])
     examples.append(toy.TextExample(split.image[i], "", true, text, right))
   return examples
+
+
+def _names_the_same(text: str, true: str, truth: dict) -> bool:
+  """Whether a caption names the digit, the true objects in order, or emptiness."""
+  if "digit" in truth:
+    return digits.parse_digit(text) == truth["digit"]
+  pairs = lambda caption: [o[:2] for o in language.parse_caption(caption)]
+  says_empty = any(word in text.split() for word in ("empty", "nothing"))
+  return pairs(text) == pairs(true) and says_empty == (not truth["objects"])
 
 
 def _study_answers(model, split: Split, most: int):

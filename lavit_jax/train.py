@@ -13,17 +13,17 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 from PIL import Image
 from tqdm import tqdm
 
-from lavit_jax import checkpoint, metrics, sharding
+from lavit_jax import checkpoint, metrics, samples, sharding
 from lavit_jax.stages import base, contrastive, pretrain, visual_tokenizer
 
 STAGES = {
@@ -53,15 +53,20 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
   started = time.monotonic()
   _check(config)
   mesh = sharding.make_mesh(dict(config.mesh))
-  sharding.check_divides(mesh, batch_size=(config.batch_size, ("data", "fsdp")))
+  sharding.check_divides(
+    mesh,
+    batch_size=(config.batch_size, ("data", "fsdp")),
+    micro_batch=(config.batch_size // config.accumulate, ("data", "fsdp")),
+  )
   stage = STAGES[config.stage](config, mesh)
   folder = pathlib.Path(workdir)
   saved = checkpoint.Checkpoints(workdir)
   try:
     state, position = _start(config, stage, saved, folder)
     with contextlib.closing(metrics.Writer(workdir)) as writer:
-      state, seconds = _loop(config, stage, saved, writer, state, position)
-      _evaluate(stage, state, writer, folder, config.num_steps)
+      look = _observer(config, stage, writer, folder)
+      state, seconds = _loop(config, stage, saved, writer, look, state, position)
+      look(state, config.num_steps)
     stage.finish(state, str(folder / "model"))
   finally:
     saved.close()
@@ -107,7 +112,7 @@ def _start(config, stage, saved, folder) -> tuple[Any, int]:
   return saved.restore(newest, stage.abstract, stage.shardings), meta["position"]
 
 
-def _loop(config, stage: base.Stage, saved, writer, state, position):
+def _loop(config, stage: base.Stage, saved, writer, look, state, position):
   """The training loop: one step per batch, with records, evaluation and checkpoints."""
   first = int(state.step)
   batches = stage.batches(position)
@@ -145,7 +150,7 @@ def _loop(config, stage: base.Stage, saved, writer, state, position):
       clock, since = time.monotonic(), 0
     bar.update()
     if config.eval_every and done % config.eval_every == 0 and done < config.num_steps:
-      _evaluate(stage, state, writer, pathlib.Path(writer.workdir), done)
+      look(state, done)
       clock, since = time.monotonic(), 0
     if config.checkpoint_every and (
       done % config.checkpoint_every == 0 or done == config.num_steps
@@ -155,17 +160,35 @@ def _loop(config, stage: base.Stage, saved, writer, state, position):
   return state, seconds
 
 
-def _evaluate(stage, state, writer, folder, step) -> None:
-  with jax.set_mesh(stage.mesh):
-    figures, pictures = stage.evaluate(state)
-  writer.write(step, "eval", figures)
-  for name, picture in pictures.items():
-    picture = np.asarray(picture)
-    writer.image(step, name, picture)
-    if jax.process_index() == 0:
-      path = folder / "pictures" / f"{name}-{step:06d}.png"
-      path.parent.mkdir(exist_ok=True)
-      Image.fromarray(picture).save(path)
+def _observer(config, stage: base.Stage, writer, folder) -> Callable[[Any, int], None]:
+  """Makes the evaluation: held-out figures and pictures of a state at a step."""
+  shown = None
+  if config.stage == "pretrain" and jax.process_count() == 1:
+    shown = samples.make(config, stage.mesh)
+
+  def look(state, step: int) -> None:
+    with jax.set_mesh(stage.mesh):
+      figures, pictures = stage.evaluate(state)
+    writer.write(step, "eval", figures)
+    if shown is not None:
+      pictures = pictures | {"samples": samples.take(shown, state.params)}
+    for name, picture in pictures.items():
+      writer.image(step, name, picture)
+      if jax.process_index() == 0:
+        path = folder / "pictures" / f"{name}-{step:06d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(path)
+
+  return look
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line; a misspelt config field ends in one sentence."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except AttributeError as error:
+    reason = str(error).strip("'").replace("\\n", "; ").replace("\\'", "'")
+    sys.exit(f"error: the config has no field {reason}")
 
 
 def main(argv: list[str]) -> None:
@@ -183,4 +206,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "workdir"])
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from configs import pretrain as pretrain_config
-from configs import visual_tokenizer as visual_tokenizer_config
 from jax.sharding import AbstractMesh, AxisType
 
+from configs import pretrain as pretrain_config
+from configs import visual_tokenizer as visual_tokenizer_config
 from lavit_jax import optimizer, sharding, train_state
 from lavit_jax.models import codebook, llama, vit
 from lavit_jax.models.visual_tokenizer import VARIANTS, VisualTokenizer
@@ -82,6 +82,16 @@ def test_parameter_counts():
   assert train_state.count(state.params["merger"]) == 398_267_392
 
 
+def frozen_encoder():
+  """The encoder as stages 1 and 2 keep it, in bfloat16."""
+  tower = vit.VisionTransformer(**vit.VARIANTS["g14"])
+  image = jnp.zeros((1, 224, 224, 3))
+  params, axes = train_state.abstract_params(lambda key: tower.init(key, image))
+  spread = sharding.parameter_shardings(params, axes, fsdp_mesh())
+  stored = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
+  return jax.tree.map(stored, params), spread
+
+
 def test_language_state_is_spread_evenly_over_64_chips():
   state, spread = language_state()
   held = sharding.bytes_per_device(state, spread)
@@ -91,11 +101,11 @@ def test_language_state_is_spread_evenly_over_64_chips():
   assert sharding.replicated_arrays(state, spread, over=1_000_000) == {}
 
 
-def test_tokenizer_state_is_spread_evenly_over_64_chips():
+def test_tokenizer_state_is_spread_over_64_chips():
   state, spread = tokenizer_state()
-  trained = state.replace(codebook=None)
-  held = sharding.bytes_per_device(trained, spread.replace(codebook=None))
-  assert held <= 1.03 * total_bytes(trained) / CHIPS
+  held = sharding.bytes_per_device(state, spread)
+  # Biases, norms and the codebook are whole, and weigh more in a smaller model.
+  assert held <= 1.08 * total_bytes(state) / CHIPS
   # Every picture is compared with every code: the codebook is whole everywhere.
   assert sharding.replicated_arrays(state, spread, over=1_000_000) == {
     "codebook/embedding": 2**21,
@@ -103,17 +113,11 @@ def test_tokenizer_state_is_spread_evenly_over_64_chips():
   }
 
 
-def test_frozen_encoder_is_spread_evenly_over_64_chips():
-  tower = vit.VisionTransformer(**vit.VARIANTS["g14"])
-  image = jnp.zeros((1, 224, 224, 3))
-  params, axes = train_state.abstract_params(lambda key: tower.init(key, image))
-  spread = sharding.parameter_shardings(params, axes, fsdp_mesh())
+def test_frozen_encoder_is_spread_over_64_chips():
+  params, spread = frozen_encoder()
   held = sharding.bytes_per_device(params, spread)
-  assert held <= 1.03 * total_bytes(params) / CHIPS
-  # 257 positions do not divide; 1.4 MB in float32, half of it as stored.
-  assert sharding.replicated_arrays(params, spread, over=1_000_000) == {
-    "pos_embed": 257 * 1408 * 4
-  }
+  assert held <= 1.04 * total_bytes(params) / CHIPS
+  assert sharding.replicated_arrays(params, spread, over=1_000_000) == {}
 
 
 def program_text(num_layers: int) -> str:

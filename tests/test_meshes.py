@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_run
-from configs import visual_tokenizer as config_file
 
+from configs import visual_tokenizer as config_file
 from lavit_jax import feed, sharding, train_state
 from lavit_jax.data import items
 from lavit_jax.models import codebook, whitening

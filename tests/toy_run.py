@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
 from configs import contrastive as contrastive_config
 from configs import pretrain as pretrain_config
 from configs import visual_tokenizer as visual_tokenizer_config
-
 from lavit_jax import prepare
 from lavit_jax.data import documents, rows
 from lavit_jax.models import vit

@@ -39,8 +39,8 @@ def captioned(
     words: kinds of patch words.
 
   Returns:
-    (record, generator) -> {"image", "tokens" i32[T], "length" i32[], and u8[P] by word kind, 255
-    where unlabeled}.
+    (record, generator) -> {"image", "tokens" i32[T], "length" i32[]} and, by word kind,
+    labels u8[P], 255 where unlabeled.
   """
 
   def item(record: dict, generator: np.random.Generator) -> dict[str, np.ndarray]:

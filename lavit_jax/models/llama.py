@@ -199,7 +199,10 @@ class Llama(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """Looks up int32[B, T] ids: dtype[B, T, D]."""
-    return self.embedding(tokens)
+    # The table is split along D over fsdp, and so are the vectors at first; then each
+    # device takes its own rows. Left to itself, XLA replicates the global batch.
+    words = constrain(self.embedding(tokens), "act_data_batch", None, "embed")
+    return constrain(words, "act_batch", None, None)
 
   def __call__(
     self,

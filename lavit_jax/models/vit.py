@@ -162,7 +162,9 @@ class VisionTransformer(nn.Module):
     # Positions start about as loud as contents: a small encoder that trains for minutes
     # must still carry them to its last block, or no decoder can place what it sees.
     loud = nn.initializers.normal(POSITION_STD)
-    self.pos_embed = linear.param(self, "pos_embed", loud, (length, dim), (None, None))
+    self.pos_embed = linear.param(
+      self, "pos_embed", loud, (length, dim), (None, "embed")
+    )
     blocks = stack.layers(Block, self.num_layers, self.remat, self.unroll)
     self.blocks = blocks(self.num_heads, self.head_dim, self.mlp_dim, self.dtype)
     self.norm = norm.LayerNorm(EPS)

@@ -145,6 +145,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     num_heads=(config.model.num_heads, ("tensor",)),
     num_kv_heads=(config.model.num_kv_heads, ("tensor",)),
     row_length=(config.data.row_length, ("sequence",)),
+    embed_dim=(config.model.embed_dim, ("fsdp",)),
   )
   tower, frozen, names = frozen_parts.encoder(
     config.init_from, mesh, config.dtype, config.unroll

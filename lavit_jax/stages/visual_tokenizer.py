@@ -20,12 +20,14 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax import feed, losses, optimizer, sequence
+from lavit_jax import feed, losses, optimizer
 from lavit_jax.data import items, pipeline, records
 from lavit_jax.models import codebook, selector, whitening
 from lavit_jax.models import visual_tokenizer as tokenizer_model
 from lavit_jax.stages import base, frozen_parts
 from lavit_jax.weights import model_directory
+
+SHOWN = 10  # held-out pictures in the grid that evaluation draws
 
 
 @flax.struct.dataclass
@@ -60,11 +62,15 @@ def encode(model, params, inputs: jax.Array, noise: jax.Array) -> Encoded:
 def reconstruct(model, params, vectors: jax.Array, keep: jax.Array) -> jax.Array:
   """Decodes code vectors of kept patches to features float32[B, P, D].
 
-  Multiplying by the straight-through mask (1.0 in value) lets the reconstruction reach
-  the selector directly.
+  The straight-through mask travels with the vectors as their presence, so that the
+  reconstruction tells the selector what each patch adds, kept or not.
   """
-  aligned, length = sequence.left_align(vectors * keep[..., None], keep > 0.5)
-  return model.apply({"params": params}, aligned, length, method="decode")
+  order = jnp.argsort(keep < 0.5, axis=1, stable=True)  # [B, P], kept first
+  packed = jnp.take_along_axis(vectors, order[..., None], axis=1)
+  presence = jnp.take_along_axis(keep, order, axis=1)
+  length = (keep > 0.5).sum(axis=1, dtype=jnp.int32)
+  variables = {"params": params}
+  return model.apply(variables, packed, length, presence, method="decode")
 
 
 def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize: bool):
@@ -213,11 +219,14 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   def evaluate(state):
     quantize = int(state.step) > config.phase_a_steps
     run = jax.jit(lambda *args: _figures(model, tower, quantize, *args))
-    found = [
-      run(state.params, state.codebook, frozen, batch)
-      for batch in feed.fixed_batches(held_out, config, mesh)
-    ]
-    return base.mean_metrics(found), {}
+    found, pictures = [], {}
+    for batch in feed.fixed_batches(held_out, config, mesh):
+      figures, keep, cosine = run(state.params, state.codebook, frozen, batch)
+      found.append(figures)
+      if not pictures and jax.process_count() == 1:
+        shown = (batch["image"][:SHOWN], keep[:SHOWN], cosine[:SHOWN])
+        pictures["kept"] = _grid(*map(np.asarray, shown))
+    return base.mean_metrics(found), pictures
 
   def finish(state, folder):
     parts = {
@@ -273,8 +282,34 @@ def _figures(model, tower, quantize, params, book, frozen, batch):
   keep = keep.astype(z.dtype)
   rebuilt = reconstruct(model, params, vectors, keep)
   mean = features.mean((0, 1), keepdims=True)
-  return {
-    "cosine": losses.cosine(features, rebuilt).mean(),
+  cosine = losses.cosine(features, rebuilt)
+  figures = {
+    "cosine": cosine.mean(),
     "cosine_of_mean": losses.cosine(features, mean).mean(),
     "kept_share": keep.mean(),
   }
+  return figures, keep, cosine
+
+
+def _grid(images: np.ndarray, keep: np.ndarray, cosine: np.ndarray) -> np.ndarray:
+  """Pictures; the same with dropped patches dimmed; how well each patch came back.
+
+  Args:
+    images: u8[n, H, W, 3].
+    keep: float[n, P], 1 where kept.
+    cosine: float[n, P] between true and reconstructed features.
+
+  Returns:
+    u8[3 H, n W, 3].
+  """
+  side = round(keep.shape[1] ** 0.5)
+  patch = images.shape[1] // side
+
+  def spread(values):  # [n, P] -> [n, H, W, 1]
+    tiles = rearrange(values, "n (h w) -> n h w", h=side)
+    return np.kron(tiles, np.ones((1, patch, patch)))[..., None]
+
+  dimmed = images * (0.2 + 0.8 * spread(keep))
+  quality = np.broadcast_to(255 * np.clip(spread(cosine), 0, 1), images.shape)
+  rows = np.stack([images, dimmed, quality]).astype(np.uint8)
+  return rearrange(rows, "r n h w c -> (r h) (n w) c")

@@ -177,7 +177,7 @@ def load(
   folder = pathlib.Path(folder)
   part_config(folder, name)
   files = read_manifest(folder)["parts"][name]["files"]
-  handles = [safetensors.safe_open(folder / file, "numpy") for file in files]
+  handles = [_open(folder / file) for file in files]
   index = {
     key: handle
     for handle in handles
@@ -200,6 +200,16 @@ def load(
     for (path, leaf), s in zip(leaves, spread, strict=True)
   ]
   return jax.tree_util.tree_unflatten(structure, arrays)
+
+
+def _open(path: pathlib.Path) -> Any:
+  try:
+    return safetensors.safe_open(path, "numpy")
+  except (OSError, safetensors.SafetensorError) as error:
+    raise ValueError(
+      f"expected a whole tensor file {path}, got one that cannot be read ({error});"
+      " copy the model directory again"
+    ) from error
 
 
 def _problems(index: Mapping[str, Any], leaves: list) -> list[str]:

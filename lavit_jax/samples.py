@@ -1,0 +1,105 @@
+"""What a model in training says and draws: the same ten held-out pictures over time."""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image, ImageDraw
+
+from lavit_jax import api
+from lavit_jax.data import images, records, text
+from lavit_jax.stages import language, patch_words, pretrain, tokenizing
+from lavit_jax.vocabulary import Vocabulary
+from lavit_jax.weights import model_directory
+
+COUNT = 10
+TILE = 96  # pixels of a picture in the grid
+TEXT_WIDTH = 560
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+  """The fixed pictures and the frozen parts that read them.
+
+  Attributes:
+    pixels: u8[n, H, W, 3] held-out pictures.
+    captions: their true captions, which are also the prompts of the drawings.
+    model: the frozen parts; its language side comes from the state.
+    template: the language side, without parameters.
+  """
+
+  pixels: np.ndarray
+  captions: list[str]
+  model: api.LaVIT
+  template: language.Language
+
+
+def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples:
+  """Reads the first held-out pictures of a stage-2 config."""
+  coder = tokenizing.load(config.init_from, mesh, config.dtype, config.unroll)
+  model = api.LaVIT(
+    config.init_from, mesh, coder, config.seed, config.dtype, config.batch_size
+  )
+  tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
+  sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
+  words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
+  module = pretrain.make_model(config, words, sizes)
+  prepared = records.Records(config.data.eval)
+  chosen = [prepared[int(i)] for i in np.flatnonzero(prepared.image)[:COUNT]]
+  size = coder.tower.image_size
+  return Samples(
+    np.stack([images.decode(record["image"], size) for record in chosen]),
+    [_caption(record) for record in chosen],
+    model,
+    language.Language(module, None, words, tokenizer),
+  )
+
+
+def _caption(record: dict) -> str:
+  entry = next(e for e in record["texts"] if e["task"] == "caption")
+  return entry["turns"][0][1]
+
+
+def take(samples: Samples, params) -> np.ndarray:
+  """Captions the pictures and draws their captions with the current parameters.
+
+  Args:
+    samples: the fixed pictures.
+    params: parameters of `models.lavit.LaVIT`.
+
+  Returns:
+    u8[H, W, 3] grid: picture, true and generated caption, and the drawn patches by
+    color where the model has word heads.
+  """
+  model = samples.model
+  model.language = dataclasses.replace(samples.template, params=params)
+  said = model.caption(samples.pixels)
+  drawn = None
+  if model.has_words:
+    features = np.stack([d.features for d in model.draw(samples.captions)])
+    drawn = model.read_patches(features)["color"]
+  grid = Image.new("RGB", (2 * TILE + TEXT_WIDTH, TILE * len(said)), "white")
+  pen = ImageDraw.Draw(grid)
+  for row, (pixels, true, own) in enumerate(
+    zip(samples.pixels, samples.captions, said)
+  ):
+    top = row * TILE
+    grid.paste(_tile(pixels), (0, top))
+    if drawn is not None:
+      grid.paste(_tile(_patches(drawn[row])), (TILE + TEXT_WIDTH, top))
+    pen.text((TILE + 8, top + 20), f"true  {true}", fill="black")
+    pen.text((TILE + 8, top + 50), f"model {own}", fill="navy")
+  return np.asarray(grid)
+
+
+def _tile(pixels: np.ndarray) -> Image.Image:
+  return Image.fromarray(pixels).resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST)
+
+
+def _patches(colors: np.ndarray) -> np.ndarray:
+  """Named colors str[P] as u8[side, side, 3]; background is light grey."""
+  side = round(len(colors) ** 0.5)
+  names = {name: name for name in colors} | {patch_words.BACKGROUND: "lightgrey"}
+  tiles = [Image.new("RGB", (1, 1), names[name]).getpixel((0, 0)) for name in colors]
+  return np.array(tiles, np.uint8).reshape(side, side, 3)
