@@ -17,7 +17,7 @@ is_new_enough() {
 
 find_python() {
   local candidate
-  local -a candidates=(python3.13 python3.12 python3.11 python3)
+  local -a candidates=(python3 python3.11 python3.12 python3.13)
   if [[ -n "${PYTHON:-}" ]]; then
     candidates=("$PYTHON")
   fi

@@ -81,6 +81,11 @@ def fixed_batches(
 ) -> Iterator[Batch]:
   """The first `eval_batches` batches of a source in its own order, always the same."""
   size = config.batch_size
+  if len(source) < size:
+    raise ValueError(
+      f"evaluation needs at least one batch of {size} held-out examples, got"
+      f" {len(source)}; prepare more or lower config.batch_size"
+    )
   local = local_rows(mesh, size)
   for number in range(min(config.eval_batches, len(source) // size)):
     items = [source[number * size + row] for row in local]

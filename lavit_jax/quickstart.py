@@ -53,7 +53,7 @@ class Size:
 
 
 FULL = Size(24_000, 1_600, 1.0, toy_study.Limits())
-SMALL = Size(256, 64, 0.02, toy_study.Limits(captions=8, questions=24, drawings=8))
+SMALL = Size(256, 96, 0.02, toy_study.Limits(captions=8, questions=24, drawings=8))
 
 
 def run(workdir: str, size: Size) -> dict:

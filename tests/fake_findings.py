@@ -128,4 +128,5 @@ def write_run(folder, stage, steps=200):
   text = "".join(json.dumps(line) + "\n" for line in lines)
   (folder / "metrics.jsonl").write_text(text)
   config = {"stage": stage, "batch_size": 64, "num_steps": steps}
+  config |= {"phase_a_steps": 100} if stage == "visual_tokenizer" else {}
   (folder / "config.json").write_text(json.dumps(config))

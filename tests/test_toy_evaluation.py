@@ -90,6 +90,7 @@ def test_reading_finds_every_single_object():
   reading = toy_reading.read(logits)
   hits = toy_tokenizer.reading_hits(reading, toy_tokenizer.single_objects(truth))
   assert all(hit.all() for hit in hits.values())
+  np.testing.assert_array_equal(toy_reading.count_objects(reading), 1)
   smeared = {kind: x.mean(1, keepdims=True) + 0 * x for kind, x in logits.items()}
   hits = toy_tokenizer.reading_hits(
     toy_reading.read(smeared), toy_tokenizer.single_objects(truth)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lavit_jax.data import digits, language, world
+from lavit_jax.evaluate import toy_reading
 from lavit_jax.evaluate.figures import figure, mean
 from lavit_jax.evaluate.toy_reading import Reading
 from lavit_jax.evaluate.toy_tokenizer import CELL_CHANCE, SEEN_CHANCE, reading_hits
@@ -223,6 +224,7 @@ def drawn_figures(
       shape=mean(hits["shape"]),
       all_three=mean(hits["both"] & hits["cell"]),
       codes_per_drawing=mean(tokens),
+      objects_per_drawing=mean(toy_reading.count_objects(reading)),
     ),
     "drawn_feature_cell": figure(
       mean(hits["cell"]), CELL_CHANCE, n, of, "one of 9 cells"

@@ -77,6 +77,11 @@ def read(logits: Mapping[str, np.ndarray]) -> Reading:
   )
 
 
+def count_objects(reading: Reading) -> np.ndarray:
+  """Cells int[N] whose window shows an object rather than background."""
+  return (reading.foreground[:, cell_windows()].mean(-1) > 0.5).sum(-1)
+
+
 def _softmax(logits: np.ndarray) -> np.ndarray:
   powers = np.exp(logits - logits.max(-1, keepdims=True))
   return powers / powers.sum(-1, keepdims=True)

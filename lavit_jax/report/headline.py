@@ -43,6 +43,7 @@ EXTRAS = {
   "color": "color",
   "shape": "shape",
   "all_three": "color, shape and cell together",
+  "objects_per_drawing": "objects read per drawing (one is right)",
   "scenes": "scenes",
   "digits": "digits",
 }

@@ -37,20 +37,24 @@ def _png(draw, width: float, height: float, rows: int, columns: int) -> bytes:
   return buffer.getvalue()
 
 
-def curves(panels: Sequence[tuple[str, Mapping[str, tuple[list, list]]]]) -> bytes:
+def curves(
+  panels: Sequence[tuple[str, Mapping[str, tuple[list, list]], int]],
+) -> bytes:
   """Training curves, three panels to a row.
 
   Args:
-    panels: title and lines by name, each (steps, values).
+    panels: title, lines by name, each (steps, values), and a step to mark, or 0.
   """
   rows = -(-len(panels) // 3)
 
   def draw(axes):
     for place in axes.flat[len(panels) :]:
       place.set_axis_off()
-    for place, (title, lines) in zip(axes.flat, panels):
+    for place, (title, lines, mark) in zip(axes.flat, panels):
       for color, (name, (steps, values)) in zip((BLUE, ORANGE, GREEN), lines.items()):
         place.plot(steps, values, color=color, lw=1.4, label=name.replace("_", " "))
+      if mark:
+        place.axvline(mark, color=SOFT, lw=1, ls=(0, (3, 3)))
       place.set_title(title)
       place.set_xlabel("step")
       if len(lines) > 1:

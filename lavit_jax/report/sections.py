@@ -31,7 +31,7 @@ def document(
     _opening(findings, facts),
     headline.table(findings.figures),
     _disclosure(),
-    _curves(records),
+    _curves(records, facts["stages"]),
     _kept_maps(findings.pictures),
     _kept_counts(findings),
     _codes(findings.pictures),
@@ -76,23 +76,24 @@ def _disclosure() -> str:
   )
 
 
-def _curves(records: Mapping[str, Sequence[dict]]) -> str:
+def _curves(records: Mapping[str, Sequence[dict]], stages: Mapping[str, dict]) -> str:
   line = lambda rows, name: (
     [r["step"] for r in rows if name in r],
     [r[name] for r in rows if name in r],
   )
-  panels = [
-    (f"{stage.replace('_', ' ')}: loss", {"loss": line(rows, "loss")})
-    for stage, rows in records.items()
-  ]
+  above, below = [], []
   for stage, rows in records.items():
+    title, mark = stage.replace("_", " "), stages[stage]["config"].get("phase_a_steps")
+    above.append((f"{title}: loss", {"loss": line(rows, "loss")}, mark))
     names = [name for name in BESIDE.get(stage, ()) if any(name in r for r in rows)]
-    title = f"{stage.replace('_', ' ')}: {' and '.join(names).replace('_', ' ')}"
-    panels += [(title, {name: line(rows, name) for name in names})] if names else []
+    if names:
+      lines = {name: line(rows, name) for name in names}
+      words = " and ".join(names).replace("_", " ")
+      below.append((f"{title}: {words}", lines, mark))
   return (
-    "<h2>Training</h2><p>Loss of every stage, and what moves beside it. The visual"
-    " tokenizer's second phase, with the codebook, starts where its loss jumps.</p>"
-    + page.plot(plots.curves(panels), "loss curves of all stages")
+    "<h2>Training</h2><p>Loss of every stage, and what moves beside it. At the dashed"
+    " line the visual tokenizer's features begin to pass through the codebook.</p>"
+    + page.plot(plots.curves(above + below), "loss curves of all stages")
   )
 
 

@@ -27,6 +27,7 @@ from lavit_jax.models import visual_tokenizer as tokenizer_model
 from lavit_jax.stages import base, frozen_parts
 from lavit_jax.weights import model_directory
 
+RL = 1.0
 SHOWN = 10  # held-out pictures in the grid that evaluation draws
 
 
@@ -36,11 +37,13 @@ class Encoded:
 
   Attributes:
     keep: float32[B, P] exactly 0 or 1, straight-through.
+    log_prob: float32[B] log-probability of the whole mask.
     z: float32[B, P, C] unit vectors, meaningful at kept patches.
     rescued: float32[] pictures that kept nothing and were given one patch.
   """
 
   keep: jax.Array
+  log_prob: jax.Array
   z: jax.Array
   rescued: jax.Array
 
@@ -56,7 +59,8 @@ def encode(model, params, inputs: jax.Array, noise: jax.Array) -> Encoded:
   hard = jax.lax.stop_gradient(keep)
   z = model.apply(variables, inputs, hard, method="encode")
   rescued = selector.count_empty(log_probs, noise).astype(jnp.float32)
-  return Encoded(keep, z, rescued)
+  chosen = jnp.where(hard > 0.5, log_probs[..., 0], log_probs[..., 1])
+  return Encoded(keep, chosen.sum(1), z, rescued)
 
 
 def reconstruct(model, params, vectors: jax.Array, keep: jax.Array) -> jax.Array:
@@ -89,16 +93,32 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
     def observe(_, mb):
       features = frozen_parts.patch_features(tower, frozen, mb["image"])
       inputs = whitening.whiten(frozen.get("whitening"), features)
-      noise = base.gumbel(key, mb["noise_id"], model.num_patches)
+      noise, other = (
+        base.gumbel(jax.random.fold_in(key, draw), mb["noise_id"], model.num_patches)
+        for draw in range(2)
+      )
       log_probs = model.apply({"params": state.params}, inputs, method="select")
       keep = jax.lax.stop_gradient(selector.sample(log_probs, noise))
-      return None, (features, inputs, noise, keep.sum())
+      return None, ((features, inputs, noise, other), keep.sum())
 
-    _, (features, inputs, noise, kept) = base.over_micro_batches(observe, None, micro)
+    _, (seen, kept) = base.over_micro_batches(observe, None, micro)
     kept = kept.sum()
     slope = 2 * config.rate_weight * (kept / total - config.keep_share)
 
-    def loss_fn(params, features, inputs, noise):
+    def compare(params, features, inputs, noise, distance, log_prob):
+      """Credits a mask with what it does better than a second one of its picture."""
+      encoded = encode(model, params, inputs, noise)
+      vectors = encoded.z
+      if quantize:
+        vectors = state.codebook.embedding[
+          codebook.lookup(state.codebook.embedding, vectors)
+        ]
+      rebuilt = reconstruct(model, params, vectors, encoded.keep)
+      worse = distance - losses.feature_cosine(features, rebuilt).mean(1)
+      worse = jax.lax.stop_gradient(worse)
+      return (worse * (log_prob - encoded.log_prob)).sum() / 2
+
+    def loss_fn(params, features, inputs, noise, other):
       encoded = encode(model, params, inputs, noise)
       vectors, commitment, codes = encoded.z, jnp.zeros(()), None
       valid = jax.lax.stop_gradient(encoded.keep) > 0.5
@@ -109,8 +129,10 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
         commitment = distance.sum() / jnp.maximum(kept, 1)
         vectors = codebook.straight_through(encoded.z, rows)
       rebuilt = reconstruct(model, params, vectors, encoded.keep)
-      distance = losses.feature_cosine(features, rebuilt).sum() / total
-      loss = distance + config.commitment_weight * commitment
+      distance = losses.feature_cosine(features, rebuilt).mean(1)
+      score = compare(params, features, inputs, other, distance, encoded.log_prob)
+      distance, score = (x.sum() * model.num_patches / total for x in (distance, score))
+      loss = distance + RL*score + config.commitment_weight * commitment
       loss = loss + slope * encoded.keep.sum() / total
       parts = {"cosine": -distance, "commitment": commitment}
       parts |= {"rescued": encoded.rescued}
@@ -130,9 +152,7 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
       return jax.tree.map(jnp.add, grads, new), (parts, assigned)
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, (parts, assigned) = base.over_micro_batches(
-      one, zeros, (features, inputs, noise)
-    )
+    grads, (parts, assigned) = base.over_micro_batches(one, zeros, seen)
     metrics = jax.tree.map(lambda x: x.sum(0), parts)
     metrics["cosine"] = 1.0 + metrics["cosine"]
     metrics["kept_share"] = kept / total
