@@ -51,7 +51,7 @@ def get_config(variant: str = "tiny"):
     config.update(dict(num_steps=700, batch_size=16, loss_chunks=1))
     config.model = llama.VARIANTS["tiny"]
     config.data.update(dict(row_length=192, plan_rows=11_200, eval_rows=128))
-    config.data.mixture = dict(caption=0.3, answer=0.38, text_image=0.27, text=0.05)
+    config.data.mixture = dict(caption=0.26, answer=0.44, text_image=0.27, text=0.03)
     config.optimizer = optimizer.default_config(
       learning_rate=2e-3,
       warmup_steps=50,

@@ -40,8 +40,8 @@ def get_config(variant: str = "tiny"):
   )
   if variant == "tiny":
     tiny = dict(
-      num_steps=1300,
-      phase_a_steps=600,
+      num_steps=1050,
+      phase_a_steps=450,
       batch_size=32,
       rate_weight=5.0,  # 2 lets the share drift over so few steps
       ema_decay=0.97,
@@ -55,6 +55,7 @@ def get_config(variant: str = "tiny"):
       schedule="linear",
       flat_fraction=0.6,
       beta2=0.98,
+      eps=1e-8,
       weight_decay=0.01,
     )
     common.on_cpu(config, unroll=config.model.num_layers)

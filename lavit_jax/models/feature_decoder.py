@@ -22,45 +22,6 @@ from lavit_jax.sharding import constrain
 EPS = 1e-5
 # Additive and finite, as in the reference: it defines what an image without codes does.
 PADDING_SCORE = -10000.0
-MIN_REST = 1e-3  # least weight of the others when a code is left out
-
-
-@jax.custom_vjp
-def presence_softmax(scores: jax.Array, presence: jax.Array) -> jax.Array:
-  """Softmax over present codes, whose gradient tells what each presence is worth.
-
-  Its value is softmax(scores + (1 - presence) * -10000), as in the reference. The
-  gradient of a presence is what toggling it would change, to first order in the
-  attention's output: a present code is compared with leaving it out, an absent one
-  with letting it in. (The derivative at the present value would be zero for a code that
-  a query looks at alone, which is just the one that matters.)
-
-  Args:
-    scores: float32[B, N, T, S].
-    presence: float32[B, 1, 1, S], exactly 0 or 1.
-
-  Returns:
-    float32[B, N, T, S].
-  """
-  return softmax(scores + (1 - presence) * PADDING_SCORE)
-
-
-def _presence_forward(scores, presence):
-  weights = presence_softmax(scores, presence)
-  present = presence > 0.5
-  total = jax.nn.logsumexp(scores, axis=-1, keepdims=True, where=present)
-  left_out = weights / jnp.maximum(1 - weights, MIN_REST)
-  let_in = jax.nn.sigmoid(scores - jnp.maximum(total, PADDING_SCORE))
-  return weights, (weights, jnp.where(present, left_out, let_in))
-
-
-def _presence_backward(saved, cotangent):
-  weights, worth = saved
-  advantage = cotangent - (weights * cotangent).sum(-1, keepdims=True)
-  return weights * advantage, (worth * advantage).sum((1, 2), keepdims=True)
-
-
-presence_softmax.defvjp(_presence_forward, _presence_backward)
 
 
 class TaskLayer(nn.Module):
@@ -126,14 +87,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, codes: jax.Array, presence: jax.Array
+    self, x: jax.Array, codes: jax.Array, shift: jax.Array
   ) -> tuple[jax.Array, None]:
     """One block.
 
     Args:
       x: dtype[B, P, D] query stream.
       codes: dtype[B, S, D] projected codes.
-      presence: float32[B, S], 1 where there is a code.
+      shift: float32[B, S] added to the scores of each code.
 
     Returns:
       dtype[B, P, D] and no per-layer output.
@@ -144,7 +105,7 @@ class Block(nn.Module):
     x = x + SelfAttention(*heads, name="self_attn")(normed, softmax)
     normed = norm.LayerNorm(EPS, name="norm1")(x)
     x = x + CrossAttention(*heads, name="cross_attn")(
-      normed, codes, lambda scores: presence_softmax(scores, presence[:, None, None])
+      normed, codes, lambda scores: softmax(scores + shift[:, None, None])
     )
     normed = norm.LayerNorm(EPS, name="norm2")(x)
     x = x + mlp.Mlp(self.mlp_dim, self.dtype, name="mlp")(normed)
@@ -180,17 +141,12 @@ class FeatureDecoder(nn.Module):
   unroll: int = 1
 
   @nn.compact
-  def __call__(
-    self, vectors: jax.Array, lengths: jax.Array, presence: jax.Array | None = None
-  ) -> jax.Array:
+  def __call__(self, vectors: jax.Array, lengths: jax.Array) -> jax.Array:
     """Reconstructs features.
 
     Args:
-      vectors: float[B, S, C] code vectors packed to the left, S <= P; what stands
-        behind them is not read.
+      vectors: float[B, S, C] code vectors packed to the left, S <= P.
       lengths: int32[B] codes of each image.
-      presence: float32[B, S] straight-through mask of the codes, 1 below the lengths,
-        when a gradient should reach it.
 
     Returns:
       dtype[B, P, D] reconstruction of the raw patch features.
@@ -209,16 +165,13 @@ class FeatureDecoder(nn.Module):
     codes = CodeProjection(dim, self.dtype, name="in_proj")(vectors)
     self.sow("intermediates", "in_proj_out", codes)
     # Padding is zero after the projection, bias included, and still carries its rank.
-    # With a presence to train, an absent code must show what it would bring.
-    if presence is None:
-      codes = jnp.where(filled[..., None], codes, 0)
-      presence = filled.astype(jnp.float32)
-    codes = codes + ranks[:size].astype(self.dtype)
+    codes = jnp.where(filled[..., None], codes, 0) + ranks[:size].astype(self.dtype)
+    shift = jnp.where(filled, 0.0, PADDING_SCORE)
     x = jnp.broadcast_to(queries.astype(self.dtype), (vectors.shape[0], *shape))
     blocks = stack.layers(Block, self.num_layers, self.remat, self.unroll, broadcast=2)
     x, _ = blocks(
       self.num_heads, self.head_dim, self.mlp_dim, self.dtype, name="blocks"
-    )(x, codes, presence)
+    )(x, codes, shift)
     x = norm.LayerNorm(EPS, name="norm")(x)
     self.sow("intermediates", "norm_out", x)
     return TaskLayer(dim, self.dtype, name="decode_task_layer")(x)

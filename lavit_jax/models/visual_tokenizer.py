@@ -120,8 +120,6 @@ class VisualTokenizer(nn.Module):
     merged = self.merger(inputs, keep)
     return codebook.l2_normalize(self.encode_task_layer(merged))
 
-  def decode(
-    self, vectors: jax.Array, lengths: jax.Array, presence: jax.Array | None = None
-  ) -> jax.Array:
-    """Features dtype[B, P, D] of left-packed vectors; see `FeatureDecoder`."""
-    return self.feature_decoder(vectors, lengths, presence)
+  def decode(self, vectors: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Features dtype[B, P, D] of float[B, S, C] left-packed vectors, int32[B] long."""
+    return self.feature_decoder(vectors, lengths)

@@ -20,14 +20,13 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax import feed, losses, optimizer
+from lavit_jax import feed, losses, optimizer, sequence
 from lavit_jax.data import items, pipeline, records
 from lavit_jax.models import codebook, selector, whitening
 from lavit_jax.models import visual_tokenizer as tokenizer_model
 from lavit_jax.stages import base, frozen_parts
 from lavit_jax.weights import model_directory
 
-RL = 1.0
 SHOWN = 10  # held-out pictures in the grid that evaluation draws
 
 
@@ -66,15 +65,11 @@ def encode(model, params, inputs: jax.Array, noise: jax.Array) -> Encoded:
 def reconstruct(model, params, vectors: jax.Array, keep: jax.Array) -> jax.Array:
   """Decodes code vectors of kept patches to features float32[B, P, D].
 
-  The straight-through mask travels with the vectors as their presence, so that the
-  reconstruction tells the selector what each patch adds, kept or not.
+  Multiplying by the straight-through mask (1.0 in value) lets the reconstruction reach
+  the selector directly.
   """
-  order = jnp.argsort(keep < 0.5, axis=1, stable=True)  # [B, P], kept first
-  packed = jnp.take_along_axis(vectors, order[..., None], axis=1)
-  presence = jnp.take_along_axis(keep, order, axis=1)
-  length = (keep > 0.5).sum(axis=1, dtype=jnp.int32)
-  variables = {"params": params}
-  return model.apply(variables, packed, length, presence, method="decode")
+  aligned, length = sequence.left_align(vectors * keep[..., None], keep > 0.5)
+  return model.apply({"params": params}, aligned, length, method="decode")
 
 
 def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize: bool):
@@ -132,7 +127,7 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
       distance = losses.feature_cosine(features, rebuilt).mean(1)
       score = compare(params, features, inputs, other, distance, encoded.log_prob)
       distance, score = (x.sum() * model.num_patches / total for x in (distance, score))
-      loss = distance + RL*score + config.commitment_weight * commitment
+      loss = distance + score + config.commitment_weight * commitment
       loss = loss + slope * encoded.keep.sum() / total
       parts = {"cosine": -distance, "commitment": commitment}
       parts |= {"rescued": encoded.rescued}
