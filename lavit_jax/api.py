@@ -86,8 +86,7 @@ class LaVIT:
     """
     mesh = mesh or sharding.make_mesh({}, jax.devices()[:1])
     sharding.check_divides(mesh, batch_size=(batch_size, ("data", "fsdp")))
-    cpu = mesh.devices.flat[0].platform == "cpu"
-    dtype = dtype or ("float32" if cpu else "bfloat16")
+    dtype = dtype or tokenizing.default_dtype(mesh)
     coder = tokenizing.load(str(path), mesh, dtype)
     return cls(str(path), mesh, coder, seed, dtype, batch_size)
 

@@ -76,16 +76,21 @@ def device_batches(
     host.close()
 
 
+def check_held_out(source: Any, config: ml_collections.ConfigDict) -> None:
+  """Refuses a held-out set that does not fill one batch."""
+  if len(source) < config.batch_size:
+    raise ValueError(
+      f"evaluation needs at least one batch of {config.batch_size} held-out examples,"
+      f" got {len(source)} in {config.data.eval}; prepare more or lower"
+      " config.batch_size"
+    )
+
+
 def fixed_batches(
   source: Any, config: ml_collections.ConfigDict, mesh: Mesh
 ) -> Iterator[Batch]:
   """The first `eval_batches` batches of a source in its own order, always the same."""
   size = config.batch_size
-  if len(source) < size:
-    raise ValueError(
-      f"evaluation needs at least one batch of {size} held-out examples, got"
-      f" {len(source)}; prepare more or lower config.batch_size"
-    )
   local = local_rows(mesh, size)
   for number in range(min(config.eval_batches, len(source) // size)):
     items = [source[number * size + row] for row in local]

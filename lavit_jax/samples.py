@@ -46,7 +46,8 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples:
   words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
   module = pretrain.make_model(config, words, sizes)
   prepared = records.Records(config.data.eval)
-  chosen = [prepared[int(i)] for i in np.flatnonzero(prepared.image)[:COUNT]]
+  captioned = np.flatnonzero(prepared.image & (prepared.entries[:, 0] > 0))[:COUNT]
+  chosen = [prepared[int(i)] for i in captioned]
   size = coder.tower.image_size
   return Samples(
     np.stack([images.decode(record["image"], size) for record in chosen]),

@@ -21,12 +21,12 @@ from lavit_jax.stages import tokenizing
 
 MODEL = flags.DEFINE_string("model", None, "Model directory with a visual tokenizer.")
 DATA = flags.DEFINE_string("data", None, "Prepared folder; codes go to DATA/codes.")
-DTYPE = flags.DEFINE_string("dtype", "bfloat16", "Compute dtype of the frozen towers.")
+DTYPE = flags.DEFINE_string("dtype", "", "Compute dtype; that of inference if empty.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Pictures per device batch.")
 
 
 def run(
-  model: str, data: str, batch_size: int = 256, dtype: str = "float32", unroll: int = 1
+  model: str, data: str, batch_size: int = 256, dtype: str = "", unroll: int = 1
 ) -> dict:
   """Writes the sidecar of a prepared folder.
 
@@ -34,7 +34,7 @@ def run(
     model: model directory with vit, visual_tokenizer, codebook and text tokenizer.
     data: prepared folder.
     batch_size: pictures per compiled call.
-    dtype: compute dtype; inference must use the same to see the same codes.
+    dtype: compute dtype, "" for the one that inference takes by default.
     unroll: layers per scan step.
 
   Returns:
@@ -43,6 +43,7 @@ def run(
   prepared = records.Records(data)
   mesh = sharding.make_mesh({"data": -1}, jax.local_devices())
   sharding.check_divides(mesh, batch_size=(batch_size, ("data",)))
+  dtype = dtype or tokenizing.default_dtype(mesh)
   coder = tokenizing.load(model, mesh, dtype, unroll)
   text_tokenizer = text.load_text_tokenizer(f"{model}/text_tokenizer")
   facts = {
@@ -82,7 +83,10 @@ def _encode(coder, text_tokenizer, mesh, batch_size, batch) -> Iterator[dict]:
   pixels = np.zeros((batch_size, size, size, 3), np.uint8)  # one shape, one program
   for i, record in enumerate(batch):
     if record["image"]:
-      pixels[i] = images.decode(record["image"], size)
+      try:
+        pixels[i] = images.decode(record["image"], size)
+      except ValueError as error:
+        raise ValueError(f"record {record['id']!r}: {error}") from error
   noise_ids = np.array([items.noise_id(picture) for picture in pixels], np.uint32)
   spread = sharding.batch_sharding(mesh)
   found = tokenizing.encode_pictures(

@@ -33,8 +33,16 @@ STAGES = {
 }
 # What may change between a run and its resumption.
 FREE_FIELDS = (
+  "init_from",  # its weights are compared by checksum
+  "batch_size",  # the data position counts rows
+  "accumulate",
+  "remat",
+  "unroll",
+  "loss_chunks",
   "mesh", "log_every", "eval_every", "checkpoint_every", "eval_batches", "data_threads",
 )  # fmt: skip
+
+PATHS = ("train", "eval", "text_tokenizer")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Stage configuration.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; resumed if it exists.")
@@ -75,6 +83,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
+  """Finds mistakes that need no device and no file."""
   if config.stage not in STAGES:
     raise ValueError(f"config.stage {config.stage!r} is not one of {sorted(STAGES)}")
   if config.batch_size % config.accumulate:
@@ -82,6 +91,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
       f"batch_size {config.batch_size} is not a multiple of accumulate"
       f" {config.accumulate}; choose a divisor"
     )
+  paths = {"init_from": config.get("init_from", "unused")}
+  paths |= {f"data.{name}": config.data[name] for name in PATHS if name in config.data}
+  for name, path in paths.items():
+    if not path:
+      raise ValueError(f"config.{name} is empty; give it with --config.{name}=FOLDER")
 
 
 def _start(config, stage, saved, folder) -> tuple[Any, int]:

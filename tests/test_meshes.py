@@ -15,7 +15,12 @@ from configs import visual_tokenizer as config_file
 from lavit_jax import feed, sharding, train_state
 from lavit_jax.data import items
 from lavit_jax.models import codebook, whitening
-from lavit_jax.stages import base, frozen_parts, pretrain, visual_tokenizer
+from lavit_jax.stages import (
+  base,
+  frozen_parts,
+  pretrain,
+  reconstruction,
+)
 
 MESHES = [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)]
 BATCH = 8
@@ -116,7 +121,7 @@ def random_codebook() -> codebook.Codebook:
 def tokenizer_result(shape, accumulate=1):
   tx, config = toy_run.recorder(), tokenizer_config(accumulate)
   parts = (toy_run.visual_tokenizer(), toy_run.tower())
-  step = visual_tokenizer.make_step(*parts, tx, config, quantize=True)
+  step = reconstruction.make_step(*parts, tx, config, quantize=True)
   return run_step(
     step,
     init_tokenizer,
@@ -166,7 +171,7 @@ def keep_masks(shape):
     features = frozen_parts.patch_features(tower, frozen, batch["image"])
     inputs = whitening.whiten(frozen["whitening"], features)
     noise = base.gumbel(jax.random.key(0), batch["noise_id"], toy_run.PATCHES)
-    return visual_tokenizer.encode(model, params, inputs, noise).keep
+    return reconstruction.encode(model, params, inputs, noise).keep
 
   batch = feed.place(picture_batch(), list(range(BATCH)), BATCH, mesh)
   params = toy_run.visual_tokenizer_params()

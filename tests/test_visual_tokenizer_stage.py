@@ -13,7 +13,7 @@ from configs import visual_tokenizer as config_file
 from lavit_jax import losses, sharding, train_state
 from lavit_jax.data import items
 from lavit_jax.models import codebook, selector, whitening
-from lavit_jax.stages import base, frozen_parts, visual_tokenizer
+from lavit_jax.stages import base, frozen_parts, reconstruction, visual_tokenizer
 
 BATCH = 4
 KEY = jax.random.key(1)
@@ -43,7 +43,7 @@ def stepped(quantize: bool, **changes):
   """State after one step, with the gradient as optimizer state, and metrics."""
   tx = toy_run.recorder()
   parts = (toy_run.visual_tokenizer(), toy_run.tower())
-  step = visual_tokenizer.make_step(*parts, tx, config_of(**changes), quantize)
+  step = reconstruction.make_step(*parts, tx, config_of(**changes), quantize)
   state = train_state.fresh(toy_run.visual_tokenizer_params(), tx, book())
   run = golden_data.compiled(step)
   return jax.device_get(run(state, toy_run.frozen(), batch(), KEY))
@@ -64,7 +64,7 @@ def paper_loss(params, quantize: bool, rate_weight: float):
   """Equation 4 written down directly, the mean keep inside the square."""
   model, config = toy_run.visual_tokenizer(), config_of()
   features, inputs, noise = observed()
-  encoded = visual_tokenizer.encode(model, params, inputs, noise)
+  encoded = reconstruction.encode(model, params, inputs, noise)
   vectors, commitment = encoded.z, 0.0
   if quantize:
     rows = book().embedding[codebook.lookup(book().embedding, encoded.z)]
@@ -72,7 +72,7 @@ def paper_loss(params, quantize: bool, rate_weight: float):
     kept = jax.lax.stop_gradient(encoded.keep)
     commitment = (distance * kept).sum() / kept.sum()
     vectors = codebook.straight_through(encoded.z, rows)
-  rebuilt = visual_tokenizer.reconstruct(model, params, vectors, encoded.keep)
+  rebuilt = reconstruction.reconstruct(model, params, vectors, encoded.keep)
   loss = losses.feature_cosine(features, rebuilt).mean()
   rate = jnp.square(config.keep_share - encoded.keep.mean())
   return loss + rate_weight * rate + config.commitment_weight * commitment
@@ -121,7 +121,7 @@ def test_the_codebook_rests_in_phase_a_and_follows_the_kept_in_phase_b():
   state, metrics = stepped(True, revive_below=0.0)
   params, config = toy_run.visual_tokenizer_params(), config_of()
   _, inputs, noise = observed()
-  encoded = visual_tokenizer.encode(toy_run.visual_tokenizer(), params, inputs, noise)
+  encoded = reconstruction.encode(toy_run.visual_tokenizer(), params, inputs, noise)
   chosen = np.asarray(encoded.keep) > 0.5
   z = np.asarray(encoded.z)[chosen]
   codes = np.asarray(codebook.lookup(book().embedding, jnp.asarray(z)))

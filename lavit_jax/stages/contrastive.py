@@ -105,6 +105,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     pipeline.Map(pipeline.Pictures(records.Records(folder)), item)
     for folder in (config.data.train, config.data.eval)
   )
+  feed.check_held_out(held_out, config)
 
   def batches(position):
     return feed.device_batches(source, config, mesh, position)

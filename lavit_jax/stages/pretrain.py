@@ -162,6 +162,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     feed.packed_rows(folder, config, words, tokenizer, tower.image_size, checksum, size)
     for folder, size in ((data.train, data.plan_rows), (data.eval, data.eval_rows))
   )
+  feed.check_held_out(held_out, config)
 
   def warm(seed):
     """Starts the stage-2 merger as a copy of the stage-1 one."""

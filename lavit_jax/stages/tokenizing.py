@@ -86,6 +86,11 @@ def load(folder: str, mesh: Mesh, dtype: str, unroll: int = 1) -> PictureCoder:
   return PictureCoder(tower, model, frozen)
 
 
+def default_dtype(mesh: Mesh) -> str:
+  """Where pictures are tokenized in float32 and where in bfloat16."""
+  return "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+
+
 def checksum(folder: str) -> str:
   """One checksum over every weight that codes and keep masks depend on."""
   wanted = ("vit", "whitening", "visual_tokenizer", "codebook")

@@ -1,0 +1,190 @@
+"""The train step of stage 1, in its two phases.
+
+    features f[B,P,D] -> whiten -> select, twice -> keep[B,P], other keep[B,P]
+    keep -> merge -> z f[B,P,C] -> (phase b: nearest code, straight through) -> decode
+
+The selector learns in two ways. The straight-through mask multiplies the vectors that
+are decoded, so that the reconstruction reaches it directly (paper, section 3.1). That
+gradient is of first order and fades once reconstructions are good, though leaving a
+patch out would still cost much. So two masks of each picture are also compared, and
+the better one is made more likely in proportion to how much better it is: an unbiased
+estimate of the same objective's gradient (REINFORCE with a leave-one-out baseline).
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+from einops import rearrange
+
+from lavit_jax import losses, sequence
+from lavit_jax.models import codebook, selector, whitening
+from lavit_jax.stages import base, frozen_parts
+
+
+@flax.struct.dataclass
+class Encoded:
+  """One batch through selector, merger and bottleneck.
+
+  Attributes:
+    keep: float32[B, P] exactly 0 or 1, straight-through.
+    log_prob: float32[B] log-probability of the whole mask.
+    z: float32[B, P, C] unit vectors, meaningful at kept patches.
+    rescued: float32[] pictures that kept nothing and were given one patch.
+  """
+
+  keep: jax.Array
+  log_prob: jax.Array
+  z: jax.Array
+  rescued: jax.Array
+
+
+def encode(model, params, inputs: jax.Array, noise: jax.Array) -> Encoded:
+  """Selects and merges whitened features float[B, P, D] under Gumbel noise."""
+  variables = {"params": params}
+  log_probs = model.apply(variables, inputs, method="select")
+  keep = selector.sample(log_probs, noise)
+  # Only the mask's value enters the merger. Its gradient would pass through the policy
+  # softmax, where a forbidden score that tops an allowed one by d weighs exp(d): steps
+  # of norm 100 and a selector that drops objects. `reconstruct` carries the gradient.
+  hard = jax.lax.stop_gradient(keep)
+  z = model.apply(variables, inputs, hard, method="encode")
+  rescued = selector.count_empty(log_probs, noise).astype(jnp.float32)
+  chosen = jnp.where(hard > 0.5, log_probs[..., 0], log_probs[..., 1])
+  return Encoded(keep, chosen.sum(1), z, rescued)
+
+
+def reconstruct(model, params, vectors: jax.Array, keep: jax.Array) -> jax.Array:
+  """Decodes code vectors of kept patches to features float32[B, P, D].
+
+  Multiplying by the straight-through mask (1.0 in value) lets the reconstruction reach
+  the selector directly.
+  """
+  aligned, length = sequence.left_align(vectors * keep[..., None], keep > 0.5)
+  return model.apply({"params": params}, aligned, length, method="decode")
+
+
+def lookup(book: codebook.Codebook, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Nearest codes int32[B, P] of z float[B, P, C], and their rows."""
+  codes = codebook.lookup(book.embedding, z)
+  return codes, book.embedding[codes]
+
+
+def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize: bool):
+  """Builds the train step of phase a (`quantize` False) or phase b.
+
+  A first pass over the micro-batches finds the mean keep of the global batch; the rate
+  term then enters each micro-batch as its exact slope times the batch's own mean, so
+  that accumulation changes no gradient.
+
+  Returns:
+    (state, frozen, batch, key) -> (state, metrics).
+  """
+
+  def step(state, frozen, batch, key):
+    micro = base.micro_batches(batch, config.accumulate)
+    total = batch["image"].shape[0] * model.num_patches
+
+    def look(_, mb):
+      return None, _look(model, tower, state.params, frozen, mb, key)
+
+    _, (seen, kept) = base.over_micro_batches(look, None, micro)
+    kept = kept.sum()
+    book = state.codebook if quantize else None
+    loss = _make_loss(model, book, config, kept, total)
+
+    def one(grads, mb):
+      (_, out), new = jax.value_and_grad(loss, has_aux=True)(state.params, *mb)
+      return jax.tree.map(jnp.add, grads, new), out
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    grads, (parts, assigned) = base.over_micro_batches(one, zeros, seen)
+    metrics = _summary(parts, kept / total, config)
+    changes = {}
+    if quantize:
+      moved, usage = _move_codebook(state.codebook, assigned, key, config)
+      changes, metrics = {"codebook": moved}, metrics | usage
+    state, norms = base.apply_gradients(state, grads, tx, **changes)
+    return state, metrics | norms
+
+  return step
+
+
+def _look(model, tower, params, frozen, batch, key):
+  """Features, merger inputs and two noises of a micro-batch; and how many it keeps."""
+  features = frozen_parts.patch_features(tower, frozen, batch["image"])
+  inputs = whitening.whiten(frozen.get("whitening"), features)
+  noise, other = (
+    base.gumbel(jax.random.fold_in(key, draw), batch["noise_id"], model.num_patches)
+    for draw in range(2)
+  )
+  log_probs = model.apply({"params": params}, inputs, method="select")
+  keep = jax.lax.stop_gradient(selector.sample(log_probs, noise))
+  return (features, inputs, noise, other), keep.sum()
+
+
+def _make_loss(model, book, config, kept: jax.Array, total: int):
+  """The loss of a micro-batch as its share of the global batch; `book` in phase b."""
+  slope = 2 * config.rate_weight * (kept / total - config.keep_share)
+
+  def compared(params, features, inputs, noise, distance, log_prob):
+    """The score of masks against a second one of the same pictures, float32[B]."""
+    second = encode(model, params, inputs, noise)
+    vectors = second.z if book is None else lookup(book, second.z)[1]
+    rebuilt = reconstruct(model, params, vectors, second.keep)
+    worse = distance - losses.feature_cosine(features, rebuilt).mean(1)
+    return jax.lax.stop_gradient(worse) * (log_prob - second.log_prob) / 2
+
+  def loss(params, features, inputs, noise, other):
+    first = encode(model, params, inputs, noise)
+    vectors, commitment, assigned = first.z, jnp.zeros(()), None
+    if book is not None:
+      valid = jax.lax.stop_gradient(first.keep) > 0.5
+      codes, rows = lookup(book, first.z)
+      gap = jnp.square(first.z - rows).sum(-1) * valid
+      commitment = gap.sum() / jnp.maximum(kept, 1)
+      vectors = codebook.straight_through(first.z, rows)
+      z = jax.lax.stop_gradient(first.z)
+      counted = codebook.assignments(codes, z, valid, config.model.num_codes)
+      assigned = (counted, (z, valid))
+    rebuilt = reconstruct(model, params, vectors, first.keep)
+    distance = losses.feature_cosine(features, rebuilt).mean(1)  # [B]
+    score = compared(params, features, inputs, other, distance, first.log_prob)
+    share = model.num_patches / total
+    value = (distance + score).sum() * share + slope * first.keep.sum() / total
+    value = value + config.commitment_weight * commitment
+    parts = {"distance": distance.sum() * share, "commitment": commitment}
+    return value, (parts | {"rescued": first.rescued}, assigned)
+
+  return loss
+
+
+def _summary(parts, share: jax.Array, config) -> dict[str, jax.Array]:
+  """Metrics of the global batch; `loss` is the objective that the paper states."""
+  parts = jax.tree.map(lambda x: x.sum(0), parts)
+  rate = losses.keep_rate(share, config.keep_share)
+  loss = parts["distance"] + config.rate_weight * rate
+  loss = loss + config.commitment_weight * parts["commitment"]
+  named = {name: parts[name] for name in ("commitment", "rescued")}
+  return named | {"loss": loss, "cosine": 1 - parts["distance"], "kept_share": share}
+
+
+def _move_codebook(book, assigned, key, config):
+  """One EMA update from the kept positions of the whole global batch."""
+  (counts, sums), (z, valid) = assigned
+  counts, sums = counts.sum(0), sums.sum(0)
+  merge = lambda x: rearrange(x, "a b p ... -> (b a p) ...")  # batch order
+  book = codebook.ema_update(book, counts, sums, config.ema_decay)
+  book, dead = codebook.revive(
+    book, merge(z), jax.random.fold_in(key, 7), config.revive_below, merge(valid)
+  )
+  share = counts / jnp.maximum(counts.sum(), 1.0)
+  entropy = -(share * jnp.log(jnp.maximum(share, 1e-12))).sum()
+  usage = {
+    "code_perplexity": jnp.exp(entropy),
+    "codes_used": (counts > 0).sum(),
+    "codes_revived": dead,
+  }
+  return book, usage
