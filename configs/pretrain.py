@@ -22,6 +22,8 @@ def get_config(variant: str = "tiny"):
     init_from="",
     num_steps=20_000,
     batch_size=2048,
+    # One row per chip of a 64-chip slice at a time: scores of 2048 x 2048 are large.
+    accumulate=32,
     model=llama.VARIANTS["7b"],
     # Pieces of the vocabulary in the loss: the logits never exist at once.
     loss_chunks=8,
@@ -48,7 +50,7 @@ def get_config(variant: str = "tiny"):
     ),
   )
   if variant == "tiny":
-    config.update(dict(num_steps=700, batch_size=16, loss_chunks=1))
+    config.update(dict(num_steps=700, batch_size=16, accumulate=1, loss_chunks=1))
     config.model = llama.VARIANTS["tiny"]
     config.data.update(dict(row_length=192, plan_rows=11_200, eval_rows=128))
     config.data.mixture = dict(caption=0.26, answer=0.44, text_image=0.27, text=0.03)

@@ -79,7 +79,7 @@ class LaVIT:
     Args:
       path: the `model` folder that a finished `train` wrote.
       mesh: devices to spread over; the first device when None.
-      seed: seed of the patch selection, as given to `tokenize`, and of drawing.
+      seed: seed of drawing; patch selection follows from the picture alone.
       dtype: compute dtype; bfloat16 when None, float32 on a CPU. Pictures get the
         codes of `tokenize` when both compute in one dtype.
       batch_size: requests per program call.
@@ -148,7 +148,7 @@ class LaVIT:
     self,
     prompts: str | Sequence[str],
     n: int = 1,
-    guidance: float = 3.0,
+    guidance: float = 4.0,
     top_k: int = 50,
     temperature: float = 1.0,
     seed: int | None = None,
@@ -188,7 +188,7 @@ class LaVIT:
     self,
     prompts: str | Sequence[str],
     ratio: str = "1:1",
-    guidance: float = 3.0,
+    guidance: float = 4.0,
     n: int = 1,
     top_k: int = 50,
     temperature: float = 1.0,
@@ -262,7 +262,7 @@ class LaVIT:
     if not len(pixels):
       return []
     names = np.array([items.noise_id(p) for p in pixels], np.uint32)
-    run = lambda *batch: tokenizing.encode_pictures(self.coder, *batch, seed=self.seed)
+    run = functools.partial(tokenizing.encode_pictures, self.coder)
     found = self._in_chunks(run, pixels, names)
     return [
       {"codes": codes[keep], "keep": keep}

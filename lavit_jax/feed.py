@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from lavit_jax import sharding
@@ -70,7 +71,11 @@ def device_batches(
     threads=config.data_threads,
   )
   try:
+    told = set()
     for batch, after in host:
+      for reason in host.bad.keys() - told:
+        told.add(reason)
+        logging.warning("replaced, %d by now: %s", host.bad.total(), reason)
       yield place(batch, local, size, mesh), after
   finally:
     host.close()
@@ -114,6 +119,7 @@ def packed_rows(
   image_size: int,
   checksum: str,
   num_rows: int,
+  prompt_drop: float,
 ) -> rows.Rows:
   """Plans the rows of a prepared and tokenized folder.
 
@@ -125,6 +131,7 @@ def packed_rows(
     image_size: side of the pictures.
     checksum: checksum of the visual tokenizer that the sidecar must have used.
     num_rows: rows to plan, 0 for one epoch of every source.
+    prompt_drop: share of drawings that lose their text.
 
   Returns:
     The rows, by position.
@@ -146,7 +153,7 @@ def packed_rows(
     rows=num_rows,
     row_length=data.row_length,
     images_per_row=data.images_per_row,
-    uncond_fraction=data.prompt_drop,
+    uncond_fraction=prompt_drop,
     name=lambda record: prepared[record]["id"],
   )
   return rows.Rows(

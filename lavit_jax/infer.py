@@ -2,7 +2,7 @@
 
     caption      --images=a.png,b.png [--prompts="A photo of"]    prints a line each
     answer       --images=a.png --questions="What color is it?"   prints a line each
-    draw         --prompts="a red circle" --target=DIR [--n=4 --guidance=3 --seed=0]
+    draw         --prompts="a red circle" --target=DIR [--n=4 --guidance=4 --seed=0]
     reconstruct  --images=a.png,b.png --target=DIR
 
 --prompts and --questions may be given several times; one image serves all questions.
@@ -34,8 +34,8 @@ def define_flags() -> None:
   flags.DEFINE_multi_string("questions", [], "Questions about the images.")
   flags.DEFINE_string("target", None, "Folder for drawings.")
   flags.DEFINE_integer("n", 1, "Drawings per prompt.", lower_bound=1)
-  flags.DEFINE_float("guidance", 3.0, "Weight of the prompt; 1 is none.")
-  flags.DEFINE_integer("seed", 0, "Seed of patch selection and drawing.")
+  flags.DEFINE_float("guidance", 4.0, "Weight of the prompt; 1 is none.")
+  flags.DEFINE_integer("seed", 0, "Seed of drawing.")
   flags.DEFINE_integer("batch_size", 8, "Requests per program call.", lower_bound=1)
 
 

@@ -3,8 +3,11 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
+from lavit_jax import sharding
 from lavit_jax.contraction import contract
+from lavit_jax.sharding import constrain
 
 
 @flax.struct.dataclass
@@ -41,40 +44,42 @@ def next_token(
     targets: int32[B, L].
     mask: bool[B, L], True where the target counts.
     vocab_size: ids from here on are padding: never predicted, without gradient.
-    chunks: pieces of the vocabulary.
+    chunks: pieces of the vocabulary; V divides into them times the tensor shards.
 
   Returns:
     The summed pieces; divide once, after summing over micro-batches.
   """
-  size = head.shape[1] // chunks
-  if size * chunks != head.shape[1]:
+  shards = sharding.axis_size("act_vocab")
+  if head.shape[1] % (chunks * shards):
     raise ValueError(
-      f"vocabulary of {head.shape[1]} rows is not a multiple of {chunks} loss chunks;"
-      " choose a divisor"
+      f"vocabulary of {head.shape[1]} rows is not a multiple of {chunks} loss chunks"
+      f" times {shards} tensor shards; choose divisors"
     )
+  # Each chunk takes a piece of every tensor shard, so that no shard waits or is moved.
+  spread = dict(t=shards, c=chunks)
+  pieces = rearrange(head.astype(hidden.dtype), "d (t c s) -> c d (t s)", **spread)
+  pieces = constrain(pieces, None, None, "act_vocab")
+  ids = rearrange(jnp.arange(head.shape[1]), "(t c s) -> c (t s)", **spread)
 
   @jax.checkpoint
-  def piece(carry, start):
+  def piece(carry, chunk):
     peak, total, target_logit = carry
-    kernel = jax.lax.dynamic_slice_in_dim(head, start, size, axis=1)
-    logits = contract("btd,dv->btv", hidden, kernel.astype(hidden.dtype))
-    logits = logits.astype(jnp.float32)
-    ids = start + jnp.arange(size)
+    kernel, ids = chunk
+    logits = contract("btd,dv->btv", hidden, kernel, "float32")
+    logits = constrain(logits, "act_batch", "act_length", "act_vocab")
     logits = jnp.where(ids < vocab_size, logits, -jnp.inf)
     new_peak = jnp.maximum(peak, jax.lax.stop_gradient(logits.max(-1)))
     finite = jnp.where(jnp.isfinite(new_peak), new_peak, 0.0)
     total = total * jnp.exp(peak - finite) + jnp.exp(logits - finite[..., None]).sum(-1)
-    local = jnp.clip(targets - start, 0, size - 1)
-    found = jnp.take_along_axis(logits, local[..., None], axis=-1)[..., 0]
-    here = (targets >= start) & (targets < start + size)
-    return (new_peak, total, jnp.where(here, found, target_logit)), None
+    found = jnp.where(ids == targets[..., None], logits, 0.0).sum(-1)
+    return (new_peak, total, target_logit + found), None
 
   shape = targets.shape
   carry = (jnp.full(shape, -jnp.inf), jnp.zeros(shape), jnp.zeros(shape))
   if chunks == 1:
-    carry, _ = piece(carry, 0)
+    carry, _ = piece(carry, (pieces[0], ids[0]))
   else:
-    carry, _ = jax.lax.scan(piece, carry, jnp.arange(chunks) * size)
+    carry, _ = jax.lax.scan(piece, carry, (pieces, ids))
   peak, total, target_logit = carry
   losses = jnp.where(mask, peak + jnp.log(total) - target_logit, 0.0)
   correct = (mask & (target_logit >= peak)).astype(jnp.float32)

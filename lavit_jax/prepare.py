@@ -74,11 +74,13 @@ def prepare_toy(target: str, train: int, test: int) -> None:
     records.write_shards(progress, folder / split, "toy", RECORDS_PER_SHARD)
   if not (folder / "text_tokenizer").exists():
     some = itertools.islice(toy_records("train", train), TEXT_TOKENIZER_RECORDS)
+    writing = folder / "text_tokenizer.writing"
     text.train_text_tokenizer(
       (words for record in some for words in texts_of(record)),
       TEXT_TOKENIZER_SIZE,
-      folder / "text_tokenizer",
+      writing,
     )
+    writing.rename(folder / "text_tokenizer")
 
 
 def texts_of(record: dict) -> list[str]:

@@ -35,11 +35,13 @@ class Samples:
   template: language.Language
 
 
-def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples:
-  """Reads the first held-out pictures of a stage-2 config."""
+def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples | None:
+  """Reads the first held-out captioned pictures of a stage-2 config; None without."""
   coder = tokenizing.load(config.init_from, mesh, config.dtype, config.unroll)
+  across = mesh.shape["data"] * mesh.shape["fsdp"]
+  rows = -(-COUNT // across) * across
   model = api.LaVIT(
-    config.init_from, mesh, coder, config.seed, config.dtype, config.batch_size
+    config.init_from, mesh, coder, config.seed, config.dtype, batch_size=rows
   )
   tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
   sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
@@ -47,6 +49,8 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples:
   module = pretrain.make_model(config, words, sizes)
   prepared = records.Records(config.data.eval)
   captioned = np.flatnonzero(prepared.image & (prepared.entries[:, 0] > 0))[:COUNT]
+  if not len(captioned):
+    return None
   chosen = [prepared[int(i)] for i in captioned]
   size = coder.tower.image_size
   return Samples(

@@ -104,6 +104,14 @@ def is_partitioned() -> bool:
   return not mesh.empty and mesh.size > 1
 
 
+def axis_size(name: str) -> int:
+  """Devices that a logically named dimension is spread over; 1 without a mesh."""
+  if not is_partitioned():
+    return 1
+  shape = jax.sharding.get_abstract_mesh().shape
+  return math.prod(shape[axis] for axis in RULES[name])
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   """Pins the sharding of an activation by logical names; identity without a mesh."""
   if not is_partitioned():

@@ -46,6 +46,11 @@ def run(
   dtype = dtype or tokenizing.default_dtype(mesh)
   coder = tokenizing.load(model, mesh, dtype, unroll)
   text_tokenizer = text.load_text_tokenizer(f"{model}/text_tokenizer")
+  if coder.model.num_codes > 2**16:
+    raise ValueError(
+      f"codes are stored in 16 bits: expected at most 65536 codes, got"
+      f" {coder.model.num_codes}; use a smaller codebook"
+    )
   facts = {
     "visual_tokenizer": tokenizing.checksum(model),
     "text_tokenizer": text_tokenizer.checksum,
@@ -55,7 +60,9 @@ def run(
     "num_codes": coder.model.num_codes,
   }
   writer = records.SidecarWriter(prepared, f"{data}/codes", facts)
-  mine = writer.missing()[jax.process_index() :: jax.process_count()]
+  shards = range(len(prepared.manifest["shards"]))
+  missing = set(writer.missing())
+  mine = [n for n in shards[jax.process_index() :: jax.process_count()] if n in missing]
   total = sum(prepared.manifest["shards"][number]["count"] for number in mine)
   bar = tqdm(total=total, desc="tokenize", disable=not sys.stderr.isatty())
   for number in mine:

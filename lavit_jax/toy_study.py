@@ -115,7 +115,7 @@ def _study_tokenizer(model, heads, split: Split):
   """Figures of the visual tokenizer, its view of the split, and reconstructions."""
   coder = model.coder
   names = np.array([items.noise_id(picture) for picture in split.image], np.uint32)
-  encode = functools.partial(tokenizing.encode_pictures, coder, seed=model.seed)
+  encode = functools.partial(tokenizing.encode_pictures, coder)
   found = _in_batches(encode, split.image, names)
   rng = np.random.default_rng(0)
   mask = np.stack([rng.permutation(row) for row in found.keep])
@@ -129,6 +129,7 @@ def _study_tokenizer(model, heads, split: Split):
   cosines = {
     "own": _cosine(features, rebuilt),
     "constant_mean": _cosine(features, mean),
+    "object_mean": _cosine(features, features[split.truth.objects].mean(0)),
     "random_mask": _cosine(features, decode(masked, mask)),
   }
   single = split.truth.single

@@ -60,7 +60,17 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
   """
   started = time.monotonic()
   _check(config)
+  if "://" in workdir:
+    raise ValueError(
+      f"expected a local or mounted --workdir, got {workdir}; mount the bucket"
+      " (gcsfuse) and give the mount point"
+    )
   mesh = sharding.make_mesh(dict(config.mesh))
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"expected one host, got {jax.process_count()}: starting and finishing a run on"
+      " several hosts is not there yet; run on the devices of one"
+    )
   sharding.check_divides(
     mesh,
     batch_size=(config.batch_size, ("data", "fsdp")),

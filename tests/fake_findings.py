@@ -41,7 +41,7 @@ def make(count=64, right=0.9):
   codes = rng.integers(0, 200, keep.shape)
   figures = toy_tokenizer.selection(keep, np.log(probability), truth)
   figures |= toy_tokenizer.codes(codes, keep, 256)
-  shares = {"own": 0.93, "constant_mean": 0.62, "random_mask": 0.71}
+  shares = {"own": 0.93, "constant_mean": 0.62, "object_mean": 0.7, "random_mask": 0.71}
   cosines = {name: np.full(keep.shape, value) for name, value in shares.items()}
   figures |= toy_tokenizer.reconstruction(cosines, truth)
   reading = toy_reading.read(logits_of(*labels_of(records)))

@@ -145,7 +145,8 @@ def test_accumulation_changes_nothing(accumulate):
   paths = jax.tree_util.tree_flatten_with_path(found)[0]
   for (path, a), b in zip(paths, jax.tree.leaves(grads), strict=True):
     name = jax.tree_util.keystr(path)
-    np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
+    # Sums of float32 in another order: relative where values are large.
+    np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5, err_msg=name)
 
 
 def test_loss_is_the_mean_over_supervised_tokens():

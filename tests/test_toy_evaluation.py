@@ -66,7 +66,12 @@ def test_codes_count_kept_patches_only():
 def test_reconstruction_stands_beside_its_baselines():
   truth = truth_of_counts(1, -1)
   own = np.where(truth.objects, 0.5, 1.0)
-  cosines = {"own": own, "constant_mean": own * 0, "random_mask": own / 2}
+  cosines = {
+    "own": own,
+    "constant_mean": own * 0,
+    "object_mean": own * 0,
+    "random_mask": own / 2,
+  }
   found = toy_tokenizer.reconstruction(cosines, truth)
   assert found["object_patch_cosine"]["value"] == 0.5
   assert found["object_patch_cosine"]["random_mask"] == 0.25

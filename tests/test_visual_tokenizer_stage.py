@@ -51,41 +51,65 @@ def stepped(quantize: bool, **changes):
 
 @functools.cache
 def observed():
-  """Features, whitened features and noise of the batch, as the step sees them."""
+  """Features, merger inputs and both noises of the batch, as the step sees them."""
   data = batch()
   features = frozen_parts.patch_features(
     toy_run.tower(), toy_run.frozen(), jnp.asarray(data["image"])
   )
   inputs = whitening.whiten(toy_run.frozen()["whitening"], features)
-  return features, inputs, base.gumbel(KEY, data["noise_id"], toy_run.PATCHES)
+  keys = [jax.random.fold_in(KEY, draw) for draw in range(2)]
+  noises = [base.gumbel(key, data["noise_id"], toy_run.PATCHES) for key in keys]
+  return features, inputs, *noises
 
 
-def paper_loss(params, quantize: bool, rate_weight: float):
-  """Equation 4 written down directly, the mean keep inside the square."""
-  model, config = toy_run.visual_tokenizer(), config_of()
-  features, inputs, noise = observed()
+def distances(params, quantize: bool, features, inputs, noise):
+  """1 - cosine of each picture float[B] under one noise; its mask and commitment."""
+  model = toy_run.visual_tokenizer()
   encoded = reconstruction.encode(model, params, inputs, noise)
   vectors, commitment = encoded.z, 0.0
   if quantize:
     rows = book().embedding[codebook.lookup(book().embedding, encoded.z)]
-    distance = jnp.square(encoded.z - rows).sum(-1)
     kept = jax.lax.stop_gradient(encoded.keep)
-    commitment = (distance * kept).sum() / kept.sum()
+    commitment = (jnp.square(encoded.z - rows).sum(-1) * kept).sum() / kept.sum()
     vectors = codebook.straight_through(encoded.z, rows)
   rebuilt = reconstruction.reconstruct(model, params, vectors, encoded.keep)
-  loss = losses.feature_cosine(features, rebuilt).mean()
+  return losses.feature_cosine(features, rebuilt).mean(1), encoded, commitment
+
+
+def paper_loss(params, quantize, features, inputs, noise):
+  """Equation 4 written down directly, the mean keep inside the square."""
+  config = config_of()
+  distance, encoded, commitment = distances(params, quantize, features, inputs, noise)
   rate = jnp.square(config.keep_share - encoded.keep.mean())
-  return loss + rate_weight * rate + config.commitment_weight * commitment
+  loss = distance.mean() + config.rate_weight * rate
+  return loss + config.commitment_weight * commitment
+
+
+def compared(params, quantize, features, inputs, noise, other):
+  """The term whose gradient makes the better of two masks more likely."""
+  found = []
+  for draw in (noise, other):
+    distance, encoded, _ = distances(params, quantize, features, inputs, draw)
+    log_probs = toy_run.visual_tokenizer().apply(
+      {"params": params}, inputs, method="select"
+    )
+    kept = jax.lax.stop_gradient(encoded.keep)
+    log_prob = kept * log_probs[..., 0] + (1 - kept) * log_probs[..., 1]
+    found.append((jax.lax.stop_gradient(distance), log_prob.sum(1)))
+  (first, log_prob), (second, other_log_prob) = found
+  return ((first - second) * (log_prob - other_log_prob) / 2).mean()
 
 
 @pytest.mark.parametrize("quantize", [False, True], ids=["phase_a", "phase_b"])
-def test_the_step_follows_the_loss_of_the_paper(quantize):
+def test_the_step_follows_the_loss_of_the_paper_and_the_better_mask(quantize):
   state, metrics = stepped(quantize)
-  weight = config_of().rate_weight
-  run = golden_data.compiled(
-    jax.value_and_grad(lambda params: paper_loss(params, quantize, weight))
-  )
-  loss, grads = run(toy_run.visual_tokenizer_params())
+
+  def objective(params, features, inputs, noise, other):
+    loss = paper_loss(params, quantize, features, inputs, noise)
+    return loss + compared(params, quantize, features, inputs, noise, other), loss
+
+  run = golden_data.compiled(jax.value_and_grad(objective, has_aux=True))
+  (_, loss), grads = run(toy_run.visual_tokenizer_params(), *observed())
   np.testing.assert_allclose(metrics["loss"], loss, atol=1e-5)
   found = jax.tree_util.tree_flatten_with_path(state.opt_state)[0]
   for (path, a), b in zip(found, jax.tree.leaves(grads), strict=True):
@@ -99,9 +123,17 @@ def test_gradient_reaches_every_parameter(quantize):
 
 
 def test_reconstruction_alone_reaches_the_selector():
-  state, _ = stepped(False, rate_weight=0.0)
-  grad = state.opt_state["selector"]["out_proj3"]["kernel"]
-  assert np.abs(grad).max() > 1e-6
+  loss = lambda params, *rest: distances(params, False, *rest)[0].mean()
+  run = golden_data.compiled(jax.grad(loss))
+  grads = run(toy_run.visual_tokenizer_params(), *observed()[:3])
+  assert np.abs(grads["selector"]["out_proj3"]["kernel"]).max() > 1e-6
+
+
+def test_comparing_masks_moves_the_selector_only():
+  run = golden_data.compiled(jax.grad(lambda p, *rest: compared(p, False, *rest)))
+  grads = run(toy_run.visual_tokenizer_params(), *observed())
+  golden_data.assert_all_reached(grads.pop("selector"))
+  assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads))
 
 
 @pytest.mark.parametrize("quantize", [False, True], ids=["phase_a", "phase_b"])
@@ -120,7 +152,7 @@ def test_the_codebook_rests_in_phase_a_and_follows_the_kept_in_phase_b():
   jax.tree.map(np.testing.assert_array_equal, state.codebook, jax.device_get(book()))
   state, metrics = stepped(True, revive_below=0.0)
   params, config = toy_run.visual_tokenizer_params(), config_of()
-  _, inputs, noise = observed()
+  _, inputs, noise, _ = observed()
   encoded = reconstruction.encode(toy_run.visual_tokenizer(), params, inputs, noise)
   chosen = np.asarray(encoded.keep) > 0.5
   z = np.asarray(encoded.z)[chosen]

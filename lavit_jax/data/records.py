@@ -43,7 +43,7 @@ SIDECAR_FACTS = (
 
 
 def pack_codes(codes: np.ndarray) -> bytes:
-  """Codes [T] as little-endian u16 bytes."""
+  """Codes [T] below 65,536 as little-endian u16 bytes."""
   return np.asarray(codes, "<u2").tobytes()
 
 
@@ -124,9 +124,10 @@ def write_shards(
       path = folder / f"{name}-{len(counts):05d}.tmp"
       writer = shards.open_writer(path)
       counts.append(0)
-    writer.write(msgpack.packb(record))
+    packed = msgpack.packb(record)
+    writer.write(packed)
+    digest.update(packed)
     counts[-1] += 1
-    digest.update(record["id"].encode() + b"\0")
     tasks = [entry["task"] for entry in record["texts"]]
     rows.append([bool(record["image"]), *(tasks.count(task) for task in TASKS)])
   if writer is not None:
@@ -149,7 +150,7 @@ def _finish_records(folder, name, counts, rows, fingerprint) -> dict:
     "count": len(rows),
     "pictures": int(rows[:, 0].sum()),
     "entries": {task: int(rows[:, 1 + i].sum()) for i, task in enumerate(TASKS)},
-    "fingerprint": fingerprint,  # of all ids in order
+    "fingerprint": fingerprint,  # of all records in order
     "shards": [{"file": f, "count": c} for f, c in zip(files, counts)],
   }
   shards.write_json(folder / MANIFEST, manifest)

@@ -124,24 +124,26 @@ def reconstruction(cosines: Mapping[str, np.ndarray], truth: Truth) -> dict[str,
 
   Args:
     cosines: float[N, P] with true features, of "own" codes, of the "constant_mean"
-      feature, and of a "random_mask" with as many patches kept in each picture.
+      feature, of the mean feature of object patches, "object_mean", and of a
+      "random_mask" with as many patches kept in each picture.
     truth: of the N pictures.
 
   Returns:
     reconstruction_cosine and object_patch_cosine, each beside both baselines.
   """
   result = {}
-  for name, chosen, of in (
-    ("reconstruction_cosine", np.ones_like(truth.objects), "patches of the mixture"),
-    ("object_patch_cosine", truth.objects, "patches that objects cover"),
+  everywhere = np.ones_like(truth.objects)
+  for name, chosen, of, baseline in (
+    ("reconstruction_cosine", everywhere, "patches of the mixture", "constant_mean"),
+    ("object_patch_cosine", truth.objects, "patches that objects cover", "object_mean"),
   ):
     values = {kind: mean(cosine[chosen]) for kind, cosine in cosines.items()}
     result[name] = figure(
       values["own"],
-      values["constant_mean"],
+      values[baseline],
       chosen.sum(),
       of,
-      "the mean feature everywhere",
+      f"the mean feature of these {of.split()[0]} everywhere",
       random_mask=values["random_mask"],
     )
   return result

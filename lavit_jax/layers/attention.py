@@ -40,8 +40,7 @@ def scores(query: jax.Array, key: jax.Array) -> jax.Array:
   # what a TPU does anyway.
   query = rearrange(query * query.shape[-1] ** -0.5, "b t n h -> b n t h")
   key = rearrange(key, "b s n h -> b n s h")
-  product = jnp.einsum("bnth,bnsh->bnts", query, key)
-  return product.astype(jnp.float32)
+  return jnp.einsum("bnth,bnsh->bnts", query, key, preferred_element_type=jnp.float32)
 
 
 def mix(weights: jax.Array, value: jax.Array) -> jax.Array:

@@ -238,9 +238,8 @@ class Llama(nn.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """float32[B, T, V] logits of dtype[B, T, D] states; padded ids are -inf."""
-    product = contract("btd,dv->btv", hidden, self.head().astype(hidden.dtype)).astype(
-      jnp.float32
-    )
+    head = self.head().astype(hidden.dtype)
+    product = contract("btd,dv->btv", hidden, head, "float32")
     product = constrain(product, "act_batch", "act_length", "act_vocab")
     return jnp.where(jnp.arange(self.padded_size) < self.vocab_size, product, -jnp.inf)
 

@@ -132,8 +132,8 @@ class Merger(nn.Module):
 
     Args:
       features: float[B, P, D] raw patch features, class token removed.
-      keep: bool or float[B, P], 1 where kept; as a float it carries gradient to the
-        selector.
+      keep: bool or float[B, P], 1 where kept; as a float it would carry gradient to
+        the selector, through the policy softmax.
 
     Returns:
       dtype[B, P, D] for all positions; only the kept rows mean something.

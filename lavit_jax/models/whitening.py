@@ -30,7 +30,8 @@ def whiten(whitening: Whitening | None, features: jax.Array) -> jax.Array:
   if whitening is None:
     return features
   centered = features.astype(jnp.float32) - whitening.mean
-  return (centered @ whitening.matrix).astype(features.dtype)
+  product = jnp.matmul(centered, whitening.matrix, precision="highest")
+  return product.astype(features.dtype)
 
 
 def fit_whitening(features: jax.Array) -> Whitening:

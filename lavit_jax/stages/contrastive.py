@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from lavit_jax import feed, losses, optimizer
+from lavit_jax import feed, losses, optimizer, sharding
 from lavit_jax.data import items, pipeline, records, text
 from lavit_jax.models import clip, vit, whitening
 from lavit_jax.stages import base
@@ -96,6 +96,11 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     image = jnp.zeros((1, size, size, 3))
     return model.init(key, image, jnp.zeros((1, length), int), jnp.ones(1, int))
 
+  sharding.check_divides(
+    mesh,
+    vit_heads=(sizes.vit.num_heads, ("tensor",)),
+    text_heads=(sizes.text.num_heads, ("tensor",)),
+  )
   tx = optimizer.make(config.optimizer, config.num_steps)
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   weights = {kind: entry.background_weight for kind, entry in config.words.items()}
@@ -110,8 +115,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   def batches(position):
     return feed.device_batches(source, config, mesh, position)
 
+  run = jax.jit(lambda params, batch: _figures(model, params, batch))
+
   def evaluate(state):
-    run = jax.jit(lambda params, batch: _figures(model, params, batch))
     batches = feed.fixed_batches(held_out, config, mesh)
     found = [run(state.params, batch) for batch in batches]
     return base.mean_metrics(found), {}

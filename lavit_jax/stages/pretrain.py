@@ -139,9 +139,12 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   """Assembles the stage on a stage-1 model directory and a pack plan."""
   tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
   sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
+  encoder = model_directory.part_config(config.init_from, "vit")
   words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
   sharding.check_divides(
     mesh,
+    vit_heads=(encoder["num_heads"], ("tensor",)),
+    merger_heads=(sizes["num_heads"], ("tensor",)),
     num_heads=(config.model.num_heads, ("tensor",)),
     num_kv_heads=(config.model.num_kv_heads, ("tensor",)),
     row_length=(config.data.row_length, ("sequence",)),
@@ -156,11 +159,22 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   step = make_step(model, tower, tx, words, config.accumulate, config.loss_chunks)
   step = base.jitted(step, shardings)
+
+  @jax.jit
+  def sums(params, frozen, batch):
+    found = token_loss(model, tower, params, frozen, batch, words, config.loss_chunks)
+    return kind_losses(found, batch["target_kind"])
+
   checksum = tokenizing.checksum(config.init_from)
   data = config.data
   rows, held_out = (
-    feed.packed_rows(folder, config, words, tokenizer, tower.image_size, checksum, size)
-    for folder, size in ((data.train, data.plan_rows), (data.eval, data.eval_rows))
+    feed.packed_rows(
+      folder, config, words, tokenizer, tower.image_size, checksum, size, drop
+    )
+    for folder, size, drop in (
+      (data.train, data.plan_rows, data.prompt_drop),
+      (data.eval, data.eval_rows, 0.0),
+    )
   )
   feed.check_held_out(held_out, config)
 
@@ -174,16 +188,11 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     return feed.device_batches(rows, config, mesh, position)
 
   def evaluate(state):
-    @jax.jit
-    def run(params, batch):
-      found = token_loss(model, tower, params, frozen, batch, words, config.loss_chunks)
-      return kind_losses(found, batch["target_kind"])
-
-    sums = {}
+    added = {}
     for batch in feed.fixed_batches(held_out, config, mesh):
-      for name, value in run(state.params, batch).items():
-        sums[name] = sums.get(name, 0.0) + float(value)
-    return _means(sums), {}
+      for name, value in sums(state.params, frozen, batch).items():
+        added[name] = added.get(name, 0.0) + float(value)
+    return _means(added), {}
 
   def finish(state, folder):
     save(state.params, config, words, folder)
@@ -194,7 +203,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     shardings=shardings,
     initial=warm,
     frozen=frozen,
-    frozen_names=names,
+    frozen_names=names | {"codes": checksum},
     step=lambda number: step,
     batches=batches,
     before_step=lambda state, number: state,

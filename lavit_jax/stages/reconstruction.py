@@ -7,8 +7,8 @@ The selector learns in two ways. The straight-through mask multiplies the vector
 are decoded, so that the reconstruction reaches it directly (paper, section 3.1). That
 gradient is of first order and fades once reconstructions are good, though leaving a
 patch out would still cost much. So two masks of each picture are also compared, and
-the better one is made more likely in proportion to how much better it is: an unbiased
-estimate of the same objective's gradient (REINFORCE with a leave-one-out baseline).
+the better one is made more likely in proportion to how much better it is (REINFORCE
+with a leave-one-out baseline); this term is added to the straight-through gradient.
 """
 
 from typing import Any

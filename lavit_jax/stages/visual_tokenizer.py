@@ -10,6 +10,7 @@ exponential moving averages outside gradient, optimizer and decay.
 """
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax import feed, losses, optimizer
+from lavit_jax import feed, losses, optimizer, sharding
 from lavit_jax.data import items, pipeline, records
 from lavit_jax.models import codebook, whitening
 from lavit_jax.models import visual_tokenizer as tokenizer_model
@@ -36,6 +37,18 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   model = tokenizer_model.VisualTokenizer(
     **config.model, dtype=config.dtype, remat=config.remat, unroll=config.unroll
   )
+  sharding.check_divides(
+    mesh,
+    vit_heads=(tower.num_heads, ("tensor",)),
+    num_heads=(config.model.num_heads, ("tensor",)),
+  )
+  sizes = {"embed_dim": tower.embed_dim, "num_patches": tower.num_patches}
+  for name, expected in sizes.items():
+    if config.model[name] != expected:
+      raise ValueError(
+        f"the encoder in {config.init_from} has {name} {expected}, got"
+        f" config.model.{name} {config.model[name]}; set it to {expected}"
+      )
   num_codes, code_dim = config.model.num_codes, config.model.code_dim
 
   def init(key):
@@ -75,12 +88,15 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     book = codebook.create(rows)
     return state.replace(codebook=jax.device_put(book, shardings.codebook))
 
+  look = jax.jit(functools.partial(_figures, model, tower), static_argnums=0)
+
   def evaluate(state):
     quantize = int(state.step) > config.phase_a_steps
-    run = jax.jit(lambda *args: _figures(model, tower, quantize, *args))
     found, pictures = [], {}
     for batch in feed.fixed_batches(held_out, config, mesh):
-      figures, keep, cosine = run(state.params, state.codebook, frozen, batch)
+      figures, keep, cosine = look(
+        quantize, state.params, state.codebook, frozen, batch
+      )
       found.append(figures)
       if not pictures and jax.process_count() == 1:
         shown = (batch["image"][:SHOWN], keep[:SHOWN], cosine[:SHOWN])
