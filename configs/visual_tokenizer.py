@@ -21,7 +21,8 @@ def get_config(variant: str = "tiny"):
     # Model directory with the parts vit and, for the toy world, whitening.
     init_from="",
     num_steps=50_000,
-    # Steps without lookup, so that selector and merger are trained when codes arrive.
+    # Steps without lookup; they train selector and merger. Then the selector is frozen
+    # and codes arrive.
     phase_a_steps=20_000,
     batch_size=2048,
     model=visual_tokenizer.VARIANTS["lavit"],
@@ -41,7 +42,7 @@ def get_config(variant: str = "tiny"):
   if variant == "tiny":
     tiny = dict(
       num_steps=1050,
-      phase_a_steps=450,
+      phase_a_steps=600,
       batch_size=32,
       rate_weight=5.0,  # 2 lets the share drift over so few steps
       ema_decay=0.97,

@@ -1,6 +1,6 @@
 """Writes prepared shards: `python -m lavit_jax.prepare --source=toy --target=DIR`.
 
-The toy source needs no download: drawn scenes with captions and questions; every eighth
+The toy source needs no download: drawn scenes with captions and questions; every sixth
 record is one of scikit-learn's handwritten digits and every sixteenth a text without
 picture. A target then holds
 
@@ -25,7 +25,7 @@ TARGET = flags.DEFINE_string("target", None, "Folder to write.")
 TRAIN = flags.DEFINE_integer("train", 24_000, "Training records.")
 TEST = flags.DEFINE_integer("test", 1_600, "Held-out records, and as many novel ones.")
 
-DIGIT_EVERY, TEXT_EVERY = 8, 16
+DIGIT_EVERY, TEXT_EVERY = 6, 16
 RECORDS_PER_SHARD = 4000
 TEXT_TOKENIZER_RECORDS = 4000
 TEXT_TOKENIZER_SIZE = 400

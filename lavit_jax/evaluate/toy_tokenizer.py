@@ -1,7 +1,7 @@
 """Figures of the visual tokenizer on held-out toy pictures.
 
 Selection is the default sampled one. "The mixture" is the test split, scenes with every
-eighth picture a digit, as in training; patches of objects are known for scenes only.
+sixth picture a digit, as in training; patches of objects are known for scenes only.
 """
 
 import dataclasses

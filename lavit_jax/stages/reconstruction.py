@@ -9,6 +9,9 @@ gradient is of first order and fades once reconstructions are good, though leavi
 patch out would still cost much. So two masks of each picture are also compared, and
 the better one is made more likely in proportion to how much better it is (REINFORCE
 with a leave-one-out baseline); this term is added to the straight-through gradient.
+
+Phase b freezes the selector, as the authors describe (repository thread 10): code noise
+would teach it to keep about as many patches of every picture.
 """
 
 from typing import Any
@@ -106,7 +109,10 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
     if quantize:
       moved, usage = _move_codebook(state.codebook, assigned, key, config)
       changes, metrics = {"codebook": moved}, metrics | usage
+    selector_params = state.params["selector"]
     state, norms = base.apply_gradients(state, grads, tx, **changes)
+    if quantize:
+      state = state.replace(params=state.params | {"selector": selector_params})
     return state, metrics | norms
 
   return step
@@ -126,14 +132,16 @@ def _look(model, tower, params, frozen, batch, key):
 
 
 def _make_loss(model, book, config, kept: jax.Array, total: int):
-  """The loss of a micro-batch as its share of the global batch; `book` in phase b."""
+  """The loss of a micro-batch as its share of the global batch.
+
+  Without a codebook (phase a) it trains the selector too; with one it does not.
+  """
   slope = 2 * config.rate_weight * (kept / total - config.keep_share)
 
   def compared(params, features, inputs, noise, distance, log_prob):
     """The score of masks against a second one of the same pictures, float32[B]."""
     second = encode(model, params, inputs, noise)
-    vectors = second.z if book is None else lookup(book, second.z)[1]
-    rebuilt = reconstruct(model, params, vectors, second.keep)
+    rebuilt = reconstruct(model, params, second.z, second.keep)
     worse = distance - losses.feature_cosine(features, rebuilt).mean(1)
     return jax.lax.stop_gradient(worse) * (log_prob - second.log_prob) / 2
 
@@ -151,10 +159,11 @@ def _make_loss(model, book, config, kept: jax.Array, total: int):
       assigned = (counted, (z, valid))
     rebuilt = reconstruct(model, params, vectors, first.keep)
     distance = losses.feature_cosine(features, rebuilt).mean(1)  # [B]
-    score = compared(params, features, inputs, other, distance, first.log_prob)
     share = model.num_patches / total
-    value = (distance + score).sum() * share + slope * first.keep.sum() / total
-    value = value + config.commitment_weight * commitment
+    value = distance.sum() * share + config.commitment_weight * commitment
+    if book is None:
+      score = compared(params, features, inputs, other, distance, first.log_prob)
+      value = value + score.sum() * share + slope * first.keep.sum() / total
     parts = {"distance": distance.sum() * share, "commitment": commitment}
     return value, (parts | {"rescued": first.rescued}, assigned)
 
