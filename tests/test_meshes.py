@@ -15,12 +15,7 @@ from configs import visual_tokenizer as config_file
 from lavit_jax import feed, sharding, train_state
 from lavit_jax.data import items
 from lavit_jax.models import codebook, whitening
-from lavit_jax.stages import (
-  base,
-  frozen_parts,
-  pretrain,
-  reconstruction,
-)
+from lavit_jax.stages import base, frozen_parts, pretrain, reconstruction
 
 MESHES = [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)]
 BATCH = 8
@@ -151,10 +146,9 @@ def test_stage_1_gradients_and_codebook_are_those_of_one_device(shape):
   assert np.abs(expected.codebook.embedding - before.embedding).max() > 0.01
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 2, 2)], ids=str)
-def test_stage_1_over_four_micro_batches_equals_one_batch(shape):
+def test_stage_1_over_four_micro_batches_equals_one_batch_of_one_device():
   expected, values = tokenizer_result((1, 1, 1, 1))
-  found, metrics = tokenizer_result(shape, accumulate=4)
+  found, metrics = tokenizer_result((2, 1, 2, 2), accumulate=4)
   assert_same_codebook(found, expected)
   assert_equal_trees(found.opt_state, expected.opt_state)
   for name in ("loss", "cosine", "kept_share", "codes_used", "code_perplexity"):

@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,19 +34,13 @@ def independent_codes(coder, picture):
   inputs = whitening.whiten(frozen["whitening"], features)
   variables = {"params": frozen["visual_tokenizer"]}
   log_probs = coder.model.apply(variables, inputs, method="select")
-  noise = base.gumbel(tokenizing_key(), noise_id, toy_run.PATCHES)
+  noise = base.gumbel(jax.random.key(0), noise_id, toy_run.PATCHES)
   keep = selector.sample(log_probs, noise)
   z = coder.model.apply(variables, inputs, keep, method="encode")[0]
   kept = np.asarray(keep[0]) > 0.5
   rows = np.asarray(frozen["codebook"]["embedding"])
   nearest = codebook.lookup(jnp.asarray(rows), z)
   return np.asarray(nearest)[kept], kept
-
-
-def tokenizing_key():
-  import jax
-
-  return jax.random.key(0)
 
 
 def test_codes_are_those_of_an_independent_call(

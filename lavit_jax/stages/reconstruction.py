@@ -147,9 +147,11 @@ def _make_loss(model, book, config, kept: jax.Array, total: int):
 
   def loss(params, features, inputs, noise, other):
     first = encode(model, params, inputs, noise)
-    vectors, commitment, assigned = first.z, jnp.zeros(()), None
+    vectors, keep = first.z, first.keep
+    commitment, assigned = jnp.zeros(()), None
     if book is not None:
-      valid = jax.lax.stop_gradient(first.keep) > 0.5
+      keep = jax.lax.stop_gradient(keep)
+      valid = keep > 0.5
       codes, rows = lookup(book, first.z)
       gap = jnp.square(first.z - rows).sum(-1) * valid
       commitment = gap.sum() / jnp.maximum(kept, 1)
@@ -157,13 +159,13 @@ def _make_loss(model, book, config, kept: jax.Array, total: int):
       z = jax.lax.stop_gradient(first.z)
       counted = codebook.assignments(codes, z, valid, config.model.num_codes)
       assigned = (counted, (z, valid))
-    rebuilt = reconstruct(model, params, vectors, first.keep)
+    rebuilt = reconstruct(model, params, vectors, keep)
     distance = losses.feature_cosine(features, rebuilt).mean(1)  # [B]
     share = model.num_patches / total
     value = distance.sum() * share + config.commitment_weight * commitment
     if book is None:
       score = compared(params, features, inputs, other, distance, first.log_prob)
-      value = value + score.sum() * share + slope * first.keep.sum() / total
+      value = value + score.sum() * share + slope * keep.sum() / total
     parts = {"distance": distance.sum() * share, "commitment": commitment}
     return value, (parts | {"rescued": first.rescued}, assigned)
 
