@@ -50,9 +50,9 @@ def get_config(variant: str = "tiny"):
     ),
   )
   if variant == "tiny":
-    config.update(dict(num_steps=1350, batch_size=8, accumulate=1, loss_chunks=1))
+    config.update(dict(num_steps=1280, batch_size=8, accumulate=1, loss_chunks=1))
     config.model = llama.VARIANTS["tiny"]
-    config.data.update(dict(row_length=192, plan_rows=10_800, eval_rows=128))
+    config.data.update(dict(row_length=192, plan_rows=10_240, eval_rows=128))
     config.data.mixture = dict(caption=0.26, answer=0.44, text_image=0.27, text=0.03)
     config.optimizer = optimizer.default_config(
       learning_rate=2e-3,

@@ -41,7 +41,7 @@ def get_config(variant: str = "tiny"):
   )
   if variant == "tiny":
     tiny = dict(
-      num_steps=1050,
+      num_steps=1000,
       phase_a_steps=600,
       batch_size=32,
       rate_weight=5.0,  # 2 lets the share drift over so few steps

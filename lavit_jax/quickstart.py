@@ -52,7 +52,7 @@ class Size:
   limits: toy_study.Limits
 
 
-FULL = Size(24_000, 1_600, 1.0, toy_study.Limits())
+FULL = Size(20_000, 1_600, 1.0, toy_study.Limits())
 SMALL = Size(256, 96, 0.02, toy_study.Limits(captions=8, questions=24, drawings=8))
 
 

@@ -6,6 +6,7 @@ known without reading a picture. An interrupted run continues with the missing s
 several hosts share the shards between them.
 """
 
+import functools
 import itertools
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,7 @@ def run(
     "patches": coder.model.num_patches,
     "num_codes": coder.model.num_codes,
   }
+  spell = functools.lru_cache(maxsize=2**16)(text_tokenizer.encode)  # prompts repeat
   writer = records.SidecarWriter(prepared, f"{data}/codes", facts)
   shards = range(len(prepared.manifest["shards"]))
   missing = set(writer.missing())
@@ -68,7 +70,7 @@ def run(
   for number in mine:
     entries = []
     for batch in _batches(prepared.shard(number), batch_size):
-      entries += _encode(coder, text_tokenizer, mesh, batch_size, batch)
+      entries += _encode(coder, spell, mesh, batch_size, batch)
     writer.write(number, entries)
     bar.update(len(entries))
   bar.close()
@@ -84,7 +86,7 @@ def _batches(shard: Iterator[dict], size: int) -> Iterator[list[dict]]:
     yield batch
 
 
-def _encode(coder, text_tokenizer, mesh, batch_size, batch) -> Iterator[dict]:
+def _encode(coder, spell, mesh, batch_size, batch) -> Iterator[dict]:
   """Encodes up to `batch_size` records; text-only ones have no codes."""
   size = coder.tower.image_size
   pixels = np.zeros((batch_size, size, size, 3), np.uint8)  # one shape, one program
@@ -105,8 +107,7 @@ def _encode(coder, text_tokenizer, mesh, batch_size, batch) -> Iterator[dict]:
       {
         "task": entry["task"],
         "turns": [
-          [text_tokenizer.encode(words) if words else [] for words in turn]
-          for turn in entry["turns"]
+          [spell(words) if words else [] for words in turn] for turn in entry["turns"]
         ],
       }
       for entry in record["texts"]

@@ -85,7 +85,7 @@ def test_stage_2_loss_and_gradients_are_those_of_one_device(shape):
   assert largest > 1e-2  # the comparison is not one of zeros
 
 
-# Stage 1, phase b
+# Stage 1
 
 
 def tokenizer_config(accumulate):
@@ -113,10 +113,10 @@ def random_codebook() -> codebook.Codebook:
 
 
 @functools.cache
-def tokenizer_result(shape, accumulate=1):
+def tokenizer_result(shape, accumulate=1, quantize=True):
   tx, config = toy_run.recorder(), tokenizer_config(accumulate)
   parts = (toy_run.visual_tokenizer(), toy_run.tower())
-  step = reconstruction.make_step(*parts, tx, config, quantize=True)
+  step = reconstruction.make_step(*parts, tx, config, quantize)
   return run_step(
     step,
     init_tokenizer,
@@ -144,6 +144,13 @@ def test_stage_1_gradients_and_codebook_are_those_of_one_device(shape):
     assert metrics[name] == values[name], name
   before = random_codebook()
   assert np.abs(expected.codebook.embedding - before.embedding).max() > 0.01
+
+
+def test_stage_1_gradients_before_the_codebook_are_those_of_one_device():
+  expected, _ = tokenizer_result((1, 1, 1, 1), quantize=False)
+  found, _ = tokenizer_result((2, 1, 2, 2), accumulate=2, quantize=False)
+  assert_equal_trees(found.opt_state, expected.opt_state)
+  assert np.abs(expected.opt_state["selector"]["in_proj"]["kernel"]).max() > 1e-5
 
 
 def test_stage_1_over_four_micro_batches_equals_one_batch_of_one_device():

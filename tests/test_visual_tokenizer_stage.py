@@ -146,9 +146,10 @@ def test_comparing_masks_moves_the_selector_only():
   assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads))
 
 
-def test_micro_batches_change_nothing():
-  whole, values = stepped(True)
-  split, metrics = stepped(True, accumulate=2)
+@pytest.mark.parametrize("quantize", [False, True], ids=["phase_a", "phase_b"])
+def test_micro_batches_change_nothing(quantize):
+  whole, values = stepped(quantize)
+  split, metrics = stepped(quantize, accumulate=2)
   for name in ("loss", "cosine", "kept_share", "commitment"):
     np.testing.assert_allclose(metrics[name], values[name], atol=1e-6, err_msg=name)
   check = lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6)
