@@ -28,7 +28,7 @@ def test_truth_of_records():
   truth = toy_tokenizer.truth_of(records)
   digits = ["digit" in record["truth"] for record in records]
   np.testing.assert_array_equal(truth.count == -1, digits)
-  assert sum(digits) == 4 and truth.scene.sum() > 20
+  assert sum(digits) == 5 and truth.scene.sum() > 20
   np.testing.assert_array_equal(
     truth.objects[truth.scene].sum(1), 4 * truth.count[truth.scene]
   )
