@@ -372,6 +372,7 @@ def test_misspelt_field_on_the_command_line(tmp_path):
 def test_user_error_on_the_command_line_is_one_line(tmp_path):
   command = [sys.executable, "-m", "lavit_jax.train", f"--workdir={tmp_path}"]
   command += ["--config=configs/visual_tokenizer.py:tiny", "--config.init_from=nowhere"]
+  command += ["--config.data.train=nowhere", "--config.data.eval=nowhere"]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 1 and "Traceback" not in done.stderr
   last = done.stderr.strip().splitlines()[-1]
