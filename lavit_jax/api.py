@@ -24,14 +24,13 @@ from PIL import Image, ImageOps
 from lavit_jax import sharding
 from lavit_jax.data import images as pictures
 from lavit_jax.data import items
+from lavit_jax.data.language import QUESTION
 from lavit_jax.generate import decode
 from lavit_jax.generate import prompts as layouts
 from lavit_jax.generate.logits import Settings
 from lavit_jax.stages import language, patch_words, tokenizing
 from lavit_jax.vocabulary import END
 from lavit_jax.weights import model_directory
-
-QUESTION = "Question: {} Answer:"
 
 Picture = Image.Image | np.ndarray | str | pathlib.Path
 

@@ -87,10 +87,6 @@ class LaVIT(nn.Module):
     hidden, _ = self.llama(inputs, positions, segment_ids)
     return hidden
 
-  def head_kernel(self) -> jax.Array:
-    """float32[D, V] output kernel."""
-    return self.llama.head_kernel()
-
   def everything(self, tokens, segment_ids, positions, feature_index, features, keep):
     """Touches every parameter, for initialization."""
     hidden = self(tokens, segment_ids, positions, feature_index, features, keep)

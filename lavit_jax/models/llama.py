@@ -243,10 +243,6 @@ class Llama(nn.Module):
     product = constrain(product, "act_batch", "act_length", "act_vocab")
     return jnp.where(jnp.arange(self.padded_size) < self.vocab_size, product, -jnp.inf)
 
-  def head_kernel(self) -> jax.Array:
-    """float32[D, V] output kernel, for the chunked loss."""
-    return self.head()
-
   def everything(self, tokens, positions, segment_ids):
     """Touches every parameter, for initialization."""
     hidden, _ = self(self.embed(tokens), positions, segment_ids)
