@@ -1,0 +1,1 @@
+"""Diffusion: the noise schedule, and the solvers that walk it back."""
