@@ -27,6 +27,10 @@ def get_config(variant: str = "tiny"):
     model=llama.VARIANTS["7b"],
     # Pieces of the vocabulary in the loss: the logits never exist at once.
     loss_chunks=8,
+    # Weight of a token's loss by what it is; the paper weighs every position alike.
+    kind_weights=dict(
+      text=1.0, codes_after_text=1.0, codes_of_image=1.0, text_after_image=1.0
+    ),
     data=dict(
       train="",
       eval="",

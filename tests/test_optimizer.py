@@ -75,6 +75,41 @@ def test_misspelt_group_is_refused():
 def test_gradients_are_clipped_by_their_common_norm():
   settings = config(warmup_steps=0, clip_norm=1.0)
   _, state = first_update(settings, grad=100.0)
-  first_moments = jax.tree.leaves(state[1].mu)
+  first_moments = jax.tree.leaves(state[1][0].mu)
   norm = np.sqrt(sum(np.square(leaf).sum() for leaf in first_moments))
   np.testing.assert_allclose(norm, 1.0 - settings.beta1, rtol=1e-5)
+
+
+def matrices():
+  """A stacked attention block, its output map, a head and a bias, all seeded."""
+  rng = np.random.default_rng(0)
+  make = lambda *shape: jnp.array(rng.normal(size=shape), jnp.float32)
+  attention = {
+    "qkv": {"kernel": make(2, 8, 3, 2, 4)},
+    "out": {"kernel": make(2, 2, 4, 8), "bias": make(2, 8)},
+  }
+  return {"llama": {"blocks": attention, "head": {"kernel": make(8, 16)}}}
+
+
+def test_muon_makes_every_matrix_orthogonal():
+  tree = matrices()
+  settings = config(name="muon", warmup_steps=0, clip_norm=1e9)
+  tx = optimizer.make(settings, 10)
+  updates, _ = tx.update(tree, tx.init(tree), tree)
+  blocks = updates["llama"]["blocks"]
+  qkv = np.moveaxis(blocks["qkv"]["kernel"], 2, 1).reshape(6, 8, 8)
+  out = blocks["out"]["kernel"].reshape(2, 8, 8)
+  for matrix in (*qkv, *out):
+    values = np.linalg.svd(matrix, compute_uv=False)
+    # Five Newton-Schulz steps bring singular values near 1, times 0.2 sqrt(8).
+    scale = optimizer.MUON_RMS * 8**0.5
+    assert 0.3 * scale < values.min() and values.max() < 1.5 * scale
+  # The head takes Adam's first step: one size, against the sign of the gradient.
+  head = updates["llama"]["head"]["kernel"]
+  signs = -np.sign(tree["llama"]["head"]["kernel"])
+  np.testing.assert_allclose(head, signs * np.abs(head).max(), rtol=1e-4)
+
+
+def test_unknown_optimizer_is_refused():
+  with pytest.raises(ValueError, match="'sgd' is not 'adamw' or 'muon'"):
+    optimizer.make(config(name="sgd"), 10)

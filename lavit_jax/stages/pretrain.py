@@ -7,6 +7,7 @@ Codes and keep masks are data (the sidecar of `tokenize`); no selector, stage-1 
 or codebook is loaded.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -77,20 +78,34 @@ def token_loss(model, tower, params, frozen, batch, words: Vocabulary, chunks: i
   )
 
 
-def make_step(model, tower, tx: Any, words: Vocabulary, accumulate: int, chunks: int):
+def make_step(
+  model,
+  tower,
+  tx: Any,
+  words: Vocabulary,
+  accumulate: int,
+  chunks: int,
+  kind_weights: Sequence[float] = (1.0,) * len(KINDS),
+):
   """Builds the pure train step (state, frozen, batch, key) -> (state, metrics).
 
-  Token losses and their count are summed over devices and micro-batches and divided
+  Token losses and their weights are summed over devices and micro-batches and divided
   once.
   """
 
+  def weights_of(batch):
+    table = jnp.array((0.0, *kind_weights))
+    return table[batch["target_kind"]] * batch["loss_mask"]
+
   def step(state, frozen, batch, key):
     del key
+    weight = jnp.maximum(weights_of(batch).sum(), 1.0)
     count = jnp.maximum(batch["loss_mask"].sum(dtype=jnp.float32), 1.0)
 
     def loss_fn(params, mb):
       found = token_loss(model, tower, params, frozen, mb, words, chunks)
-      return found.losses.sum() / count, found.correct.sum() / count
+      loss = (found.losses * weights_of(mb)).sum() / weight
+      return loss, found.correct.sum() / count
 
     def one(carry, mb):
       grads, loss, accuracy = carry
@@ -157,7 +172,10 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   init = init_function(model, sizes["num_patches"])
   tx = optimizer.make(config.optimizer, config.num_steps)
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
-  step = make_step(model, tower, tx, words, config.accumulate, config.loss_chunks)
+  weights = [config.kind_weights[name] for name in KINDS]
+  step = make_step(
+    model, tower, tx, words, config.accumulate, config.loss_chunks, weights
+  )
   step = base.jitted(step, shardings)
 
   @jax.jit
