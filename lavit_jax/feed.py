@@ -1,6 +1,10 @@
 """From the host's feed to device arrays: each host loads the rows its devices hold."""
 
+import collections
+import concurrent.futures
+import contextlib
 import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from lavit_jax import sharding
@@ -46,10 +51,85 @@ def place(
   return {name: array(value) for name, value in batch.items()}
 
 
+def own_rows(mesh: Mesh, batch_size: int) -> set[int]:
+  """Rows that this host answers for: of the hosts that load a row, the lowest does."""
+  indices = sharding.batch_sharding(mesh).devices_indices_map((batch_size,))
+  lowest = {}
+  for device, (held,) in indices.items():
+    for row in range(batch_size)[held]:
+      lowest[row] = min(lowest.get(row, device.process_index), device.process_index)
+  return {row for row, process in lowest.items() if process == jax.process_index()}
+
+
+class DeviceFeed:
+  """Shuffled batches without end, on the devices: yields (batch, position after it).
+
+  One thread stacks and places batches ahead of their use, others read the rows: the
+  training thread only takes what is ready, or waits.
+  """
+
+  def __init__(self, host: pipeline.RowFeed, mesh: Mesh, ahead: int = 2):
+    """Starts the feed.
+
+    Args:
+      host: rows of this host, `local_rows` of the mesh.
+      mesh: the mesh.
+      ahead: batches held on the devices beside the one in use.
+    """
+    self._host, self._mesh, self._ahead = host, mesh, ahead
+    self._own = own_rows(mesh, host.batch_size)
+    self._loader = concurrent.futures.ThreadPoolExecutor(1)
+    self._loading, self._told = collections.deque(), set()
+    self._waited, self._replaced, self._batches = 0.0, 0, 0
+
+  def _load(self) -> tuple[Batch, int, int]:
+    """Takes a batch of the host: batch, position, replacements so far in own rows."""
+    host = self._host
+    batch, position = next(host)
+    for reason in host.bad.keys() - self._told:
+      self._told.add(reason)
+      logging.warning("replaced, %d by now: %s", host.bad.total(), reason)
+    replaced = sum(n for row, n in host.bad_rows.items() if row in self._own)
+    placed = place(batch, list(host.local_rows), host.batch_size, self._mesh)
+    return placed, position, replaced
+
+  def __iter__(self) -> Iterator[tuple[Batch, int]]:
+    return self
+
+  def __next__(self) -> tuple[Batch, int]:
+    started = time.monotonic()
+    while len(self._loading) <= self._ahead:
+      self._loading.append(self._loader.submit(self._load))
+    batch, position, self._replaced = self._loading.popleft().result()
+    self._waited += time.monotonic() - started
+    self._batches += 1
+    return batch, position
+
+  def figures(self) -> dict[str, float]:
+    """Metrics; with several hosts all must ask at the same step.
+
+    Returns:
+      Seconds that a step waited for its batch, the mean since last asked and the worst
+      of all hosts; documents and rows replaced because they were bad, since the feed
+      started, on all hosts.
+    """
+    found = np.array([self._waited / max(self._batches, 1), self._replaced])
+    self._waited, self._batches = 0.0, 0
+    if jax.process_count() > 1:
+      found = multihost_utils.process_allgather(found)
+    waits, replaced = found.reshape(-1, 2).T
+    return {"data_wait": float(waits.max()), "replaced": float(replaced.sum())}
+
+  def close(self) -> None:
+    """Stops reading ahead."""
+    self._loader.shutdown(cancel_futures=True)
+    self._host.close()
+
+
 def device_batches(
   source: Any, config: ml_collections.ConfigDict, mesh: Mesh, position: int
-) -> Iterator[tuple[Batch, int]]:
-  """Shuffled batches without end, from a position in rows.
+) -> DeviceFeed:
+  """Starts the feed of a stage.
 
   Args:
     source: random-access source of dicts of numpy arrays.
@@ -57,28 +137,15 @@ def device_batches(
     mesh: the mesh.
     position: rows already used.
 
-  Yields:
-    A device batch and the position after it.
+  Returns:
+    The feed, from that position on.
   """
   size = config.batch_size
-  local = local_rows(mesh, size)
+  rows, threads = local_rows(mesh, size), config.data_threads
   host = pipeline.RowFeed(
-    source,
-    size,
-    config.data.shuffle_seed,
-    local,
-    position,
-    threads=config.data_threads,
+    source, size, config.data.shuffle_seed, rows, position, threads
   )
-  try:
-    told = set()
-    for batch, after in host:
-      for reason in host.bad.keys() - told:
-        told.add(reason)
-        logging.warning("replaced, %d by now: %s", host.bad.total(), reason)
-      yield place(batch, local, size, mesh), after
-  finally:
-    host.close()
+  return DeviceFeed(host, mesh)
 
 
 def check_held_out(source: Any, config: ml_collections.ConfigDict) -> None:
@@ -98,17 +165,15 @@ def fixed_batches(
   size = config.batch_size
   local = local_rows(mesh, size)
   for number in range(min(config.eval_batches, len(source) // size)):
-    items = [source[number * size + row] for row in local]
+    items = [pipeline.read(source, number * size + row)[0] for row in local]
     yield place(pipeline.stack(items), local, size, mesh)
 
 
-def first_batches(batches: Iterator[tuple[Batch, int]], count: int) -> Iterator[Batch]:
+def first_batches(batches: DeviceFeed, count: int) -> Iterator[Batch]:
   """The first batches of a feed, which is closed afterwards."""
-  try:
+  with contextlib.closing(batches):
     for batch, _ in itertools.islice(batches, count):
       yield batch
-  finally:
-    batches.close()
 
 
 def packed_rows(

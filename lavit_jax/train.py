@@ -167,8 +167,9 @@ def _loop(config, stage: base.Stage, saved, writer, look, state, position):
     if done % config.log_every == 0 or done == config.num_steps:
       values = jax.block_until_ready(values)
       rate = since * config.batch_size / max(time.monotonic() - clock, 1e-9)
+      values = dict(values) | batches.figures()
       if since:
-        values = dict(values) | {"examples_per_second": rate}
+        values |= {"examples_per_second": rate}
       record = writer.write(done, "train", values)
       bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
       clock, since = time.monotonic(), 0
@@ -181,6 +182,7 @@ def _loop(config, stage: base.Stage, saved, writer, look, state, position):
     ):
       saved.save(done, state, meta | {"position": position})
   bar.close()
+  batches.close()
   return state, seconds
 
 

@@ -101,3 +101,37 @@ def test_mismatched_parts_are_refused(tmp_path):
     rows.Rows(plan, prepared, sidecar, 48, plan.images_per_row, 16, V)
   with pytest.raises(ValueError, match="row length 48"):
     rows.Rows(plan, prepared, sidecar, 64, plan.images_per_row, 8, V)
+
+
+def test_bad_picture_is_replaced_by_one_alike(tmp_path):
+  good, bad = (
+    toy_shards.write(tmp_path / name, bad=which)
+    for name, which in (("good", ()), ("bad", (5,)))
+  )
+  plan = pack_plan.plan_rows(bad[1].lengths, {"caption": 1.0}, 0, 6, 48)
+  whole, broken = (
+    rows.Rows(plan, *parts, 48, plan.images_per_row, 8, V) for parts in (good, bad)
+  )
+  met = 0
+  for r in range(len(plan)):
+    row, reasons = broken.read(r)
+    slots = np.flatnonzero(plan.row(r)["record"] == 5)
+    assert len(reasons) == len(slots) and all("record r5" in why for why in reasons)
+    expected = whole[r]
+    for name in ("segment_ids", "positions", "target_kind"):
+      np.testing.assert_array_equal(row[name], expected[name])
+    others = np.delete(np.arange(plan.images_per_row), slots)
+    np.testing.assert_array_equal(row["images"][others], expected["images"][others])
+    assert not (row["images"][slots, 0, 0, 0] == 5).any()
+    again, _ = broken.read(r)
+    np.testing.assert_array_equal(row["images"], again["images"])
+    met += len(slots)
+  assert met > 0
+
+
+def test_alike_prefers_the_same_length_and_goes_round():
+  documents = np.zeros(5, planned.DOCUMENT)
+  documents["record"], documents["length"] = range(5), [9, 7, 9, 8, 9]
+  documents["kind"] = [1, 1, 1, 1, 2]
+  assert list(rows.alike(documents, 2)) == [2, 0, 3, 1]
+  assert list(rows.alike(documents, 1)) == [1]

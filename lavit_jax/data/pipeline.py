@@ -15,6 +15,7 @@ import numpy as np
 from lavit_jax.data import images, records
 
 MAX_BAD = 100  # unreadable items in a row before the feed gives up
+Reading = tuple[dict[str, np.ndarray], list[str]]  # an item, reasons of replacements
 
 
 def stack(items: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -85,11 +86,38 @@ def choose_text(record: dict, task: str, generator: np.random.Generator) -> dict
   return entries[generator.integers(len(entries))]
 
 
+def read(source, index: int) -> Reading:
+  """Reads an item of a source, or in place of a bad one the next good one.
+
+  Args:
+    source: anything with `len` and `[]`, where ValueError marks a bad item. It may have
+      `read(index)` with the result of this function, to replace less than an item.
+    index: position in the source; the choice depends on nothing else.
+
+  Returns:
+    The item, and for each bad one met the reason.
+  """
+  replacing = getattr(source, "read", lambda index: (source[index], []))
+  reasons = []
+  for _ in range(MAX_BAD):
+    try:
+      item, inner = replacing(index)
+      return item, reasons + inner
+    except ValueError as error:
+      reasons.append(str(error))
+    index = (index + 1) % len(source)
+  raise ValueError(
+    f"expected readable items, got {MAX_BAD} bad ones in a row, the last: "
+    f"{reasons[-1]}; check the prepared records"
+  )
+
+
 class RowFeed:
   """Batches of a random-access source without end: yields (batch, position after it).
 
   Attributes:
     bad: Counter of reasons why items were replaced, over the batches given out.
+    bad_rows: Counter of the same by row of the global batch.
   """
 
   def __init__(
@@ -123,25 +151,11 @@ class RowFeed:
     self.order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     self.pool = concurrent.futures.ThreadPoolExecutor(threads)
     self.prefetch, self.ahead, self.pending = prefetch, position, collections.deque()
-    self.bad = collections.Counter()
+    self.bad, self.bad_rows = collections.Counter(), collections.Counter()
 
-  def read(self, position: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Reads one row of the stream: the item and why items before it were passed over.
-
-    A bad item is replaced by the next good one of the source, so the choice depends on
-    nothing but the position.
-    """
-    index, reasons = int(self.order[position]), []
-    for _ in range(MAX_BAD):
-      try:
-        return self.source[index], reasons
-      except ValueError as error:
-        reasons.append(str(error))
-      index = (index + 1) % len(self.source)
-    raise ValueError(
-      f"expected readable items, got {MAX_BAD} bad ones in a row, the last: "
-      f"{reasons[-1]}; check the prepared records"
-    )
+  def read(self, position: int) -> Reading:
+    """Reads one row of the stream: the item and the reasons of its replacements."""
+    return read(self.source, int(self.order[position]))
 
   def _submit(self) -> None:
     rows = [self.pool.submit(self.read, self.ahead + row) for row in self.local_rows]
@@ -156,8 +170,9 @@ class RowFeed:
       self._submit()
     rows, position = self.pending.popleft()
     results = [row.result() for row in rows]
-    for _, reasons in results:
+    for row, (_, reasons) in zip(self.local_rows, results):
       self.bad.update(reasons)
+      self.bad_rows[row] += len(reasons)
     return stack([item for item, _ in results]), position
 
   def close(self) -> None:

@@ -6,15 +6,18 @@ feature_index i32[L]
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
 from lavit_jax import vocabulary as vocabularies
 from lavit_jax.data import documents as planned
-from lavit_jax.data import images, pack_plan, records
+from lavit_jax.data import images, pack_plan, pipeline, records
 
 # What tokens[t + 1] is, for the losses by kind.
 NO_TARGET, TEXT, CODE_AFTER_TEXT, CODE_OF_INPUT, TEXT_AFTER_IMAGE = range(5)
+
+SEARCHED = 4096  # documents looked through at a time for a replacement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +141,27 @@ def interleave(
   return row
 
 
+def alike(documents: np.ndarray, at: int) -> Iterator[int]:
+  """Yields `at`, then what can stand in its place: its kind and length, then shorter.
+
+  Args:
+    documents: DOCUMENT[D] of a plan.
+    at: position of a whole document.
+
+  Yields:
+    Positions, each search from `at` on and round the plan.
+  """
+  yield at
+  wanted, end = documents[at], at + len(documents)
+  for fits in (np.equal, np.less):
+    for start in range(at + 1, end, SEARCHED):
+      ahead = np.arange(start, min(start + SEARCHED, end)) % len(documents)
+      found = documents[ahead]
+      good = (found["kind"] == wanted["kind"]) & (found["record"] != wanted["record"])
+      good &= fits(found["length"], wanted["length"]) & (found["start"] == 0)
+      yield from ahead[good].tolist()
+
+
 class Rows:
   """The rows of a plan, by position: what stage 2 trains on.
 
@@ -194,17 +218,49 @@ class Rows:
     side = self.sidecar[item["record"]]
     kind, image = int(item["kind"]), None
     if kind == planned.IMAGE_TEXT:
-      image = images.decode(self.records[item["record"]]["image"], self.image_size)
+      try:
+        image = images.decode(self.records[item["record"]]["image"], self.image_size)
+      except ValueError as error:
+        raise ValueError(f"record {side['id']}: {error}") from error
     turns = side["texts"][item["text"]]["turns"]
     keep, length = side["keep"], int(item["length"])
     return Document(kind, turns, side["codes"], keep, image, int(item["start"]), length)
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    return interleave(
-      [self.document(item) for item in self.plan.row(index)],
+  def _good(self, at: int) -> tuple[Document | None, list[str]]:
+    """Reads document `at` of the plan, or in its place the next one alike."""
+    reasons = []
+    for candidate in alike(self.plan.documents, at):
+      try:
+        return self.document(self.plan.documents[candidate]), reasons
+      except ValueError as error:
+        reasons.append(str(error))
+      if len(reasons) == pipeline.MAX_BAD:
+        raise ValueError(
+          f"expected readable documents, got {len(reasons)} bad ones alike, the last: "
+          f"{reasons[-1]}; check the prepared records"
+        )
+    return None, reasons
+
+  def read(self, index: int) -> pipeline.Reading:
+    """Reads a row; in place of a bad document it takes one of its kind and length.
+
+    The choice depends on nothing but the plan. Only where no other document fits does
+    the place stay empty. Returns the row and the reasons of the replacements.
+    """
+    found, reasons = [], []
+    for at in range(*self.plan.row_offsets[index : index + 2].tolist()):
+      document, bad = self._good(at)
+      found += [document] if document else []
+      reasons += bad
+    row = interleave(
+      found,
       self.plan.row_length,
       self.plan.images_per_row,
       self.image_size,
       self.sidecar.manifest["patches"],
       self.vocabulary,
     )
+    return row, reasons
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    return self.read(index)[0]

@@ -1,7 +1,7 @@
 """What `train` asks of a stage, and what all stages do alike."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax import sharding, train_state
+from lavit_jax import feed, sharding, train_state
 from lavit_jax.train_state import TrainState
 
 
@@ -27,7 +27,7 @@ class Stage:
     frozen_names: checksum of each frozen part, for checkpoints and reports.
     step: the pure train step (state, frozen, batch, key) -> (state, metrics) of a step
       number; phases of a stage have different ones.
-    batches: device batches from a position in rows: yields (batch, next position).
+    batches: the feed from a position in rows: yields (batch, next position).
     before_step: host work due before a step number (k-means), on the whole state.
     evaluate: figures on held-out data, and pictures u8[H, W, 3] by name.
     finish: writes the model directory.
@@ -40,7 +40,7 @@ class Stage:
   frozen: Any
   frozen_names: dict[str, str]
   step: Callable[[int], Callable]
-  batches: Callable[[int], Iterator[tuple[dict[str, jax.Array], int]]]
+  batches: Callable[[int], feed.DeviceFeed]
   before_step: Callable[[TrainState, int], TrainState]
   evaluate: Callable[[TrainState], tuple[dict[str, float], dict[str, Any]]]
   finish: Callable[[TrainState, str], None]
