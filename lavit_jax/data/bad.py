@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 EXAMPLES = 5  # names kept by reason
 DETAIL = 200  # characters kept of an example
+OTHER_KIND = "a file of another kind"  # counted, but nothing is wrong with it
 
 
 class BadRecord(ValueError):
@@ -42,8 +43,8 @@ class Tally:
 
   @property
   def bad(self) -> int:
-    """Bad records of all reasons."""
-    return sum(entry["count"] for entry in self.reasons.values())
+    """Bad records of all reasons; files of other kinds are none."""
+    return sum(e["count"] for r, e in self.reasons.items() if r != OTHER_KIND)
 
   def add(self, name: str, error: BadRecord) -> None:
     """Counts one bad record."""

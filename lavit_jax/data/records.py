@@ -7,14 +7,13 @@ record, and `manifest.json`, which is written last: without it the folder is unf
   entry    {"task": "caption" | "answer" | "text", "turns": [[prompt, text], ...]}
   sidecar  {"id", "codes": u16[T], "keep": bits[P], "count": T, "texts": [entry of ids]}
 
-Sidecar bytes are little-endian (codes u16, ids i32); keep bits have the first patch in
-the highest bit. A sidecar has the shards of its records, in the same order.
+`packed` states the sidecar's bytes. A sidecar has the shards of its records, in the
+same order.
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 
 import msgpack
@@ -22,6 +21,14 @@ import numpy as np
 from etils import epath
 
 from lavit_jax.data import shards
+from lavit_jax.data.packed import (
+  pack_codes,
+  pack_ids,
+  pack_keep,
+  unpack_codes,
+  unpack_ids,
+  unpack_keep,
+)
 from lavit_jax.data.shards import MANIFEST
 
 RECORD_SCHEMA = "lavit_jax record 1"
@@ -37,40 +44,6 @@ SIDECAR_FACTS = (
   "patches",  # P
   "num_codes",  # K
 )
-
-
-# Bytes
-
-
-def pack_codes(codes: np.ndarray) -> bytes:
-  """Codes [T] below 65,536 as little-endian u16 bytes."""
-  return np.asarray(codes, "<u2").tobytes()
-
-
-def unpack_codes(data: bytes) -> np.ndarray:
-  """Little-endian u16 bytes as codes i32[T]."""
-  return np.frombuffer(data, "<u2").astype(np.int32)
-
-
-def pack_keep(keep: np.ndarray) -> bytes:
-  """Keep mask bool[P] as ceil(P / 8) bytes, first patch in the highest bit."""
-  return np.packbits(np.asarray(keep, bool), bitorder="big").tobytes()
-
-
-def unpack_keep(data: bytes, patches: int) -> np.ndarray:
-  """Inverse of `pack_keep`: bool[patches]; no bytes mean no picture."""
-  bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="big")
-  return np.resize(bits[:patches], patches).astype(bool)
-
-
-def pack_ids(ids: np.ndarray) -> bytes:
-  """Text ids [n] as little-endian i32 bytes."""
-  return np.asarray(ids, "<i4").tobytes()
-
-
-def unpack_ids(data: bytes) -> np.ndarray:
-  """Little-endian i32 bytes as text ids i32[n]."""
-  return np.frombuffer(data, "<i4").astype(np.int32)
 
 
 # Records
@@ -128,29 +101,58 @@ def write_shards(
     writer.write(packed)
     digest.update(packed)
     counts[-1] += 1
-    tasks = [entry["task"] for entry in record["texts"]]
-    rows.append([bool(record["image"]), *(tasks.count(task) for task in TASKS)])
+    rows.append(index_row(record))
   if writer is not None:
     writer.close()
-  return _finish_records(folder, name, counts, np.array(rows), digest.hexdigest())
-
-
-def _finish_records(folder, name, counts, rows, fingerprint) -> dict:
-  """Gives the shards their final names and writes index and manifest."""
-  rows = rows.reshape(-1, 1 + len(TASKS))
   number = len(counts)
   files = [f"{name}-{i:05d}-of-{number:05d}.array_record" for i in range(number)]
   for i, file in enumerate(files):
-    (folder / f"{name}-{i:05d}.tmp").replace(folder / file)
-  shards.write_arrays(
-    folder / INDEX, image=rows[:, 0].astype(bool), entries=rows[:, 1:].astype(np.uint16)
-  )
+    shards.publish(folder / f"{name}-{i:05d}.tmp", folder / file)
+  return finish(folder, files, counts, index_arrays(rows), digest.hexdigest())
+
+
+def index_row(record: dict) -> list[int]:
+  """Returns what the index holds of a record: has a picture, entries by task."""
+  tasks = [entry["task"] for entry in record["texts"]]
+  return [bool(record["image"]), *(tasks.count(task) for task in TASKS)]
+
+
+def index_arrays(rows: list[list[int]]) -> dict[str, np.ndarray]:
+  """Makes the index of N records: image bool[N], entries u16[N, 3]."""
+  table = np.array(rows).reshape(-1, 1 + len(TASKS))
+  return {
+    "image": table[:, 0].astype(bool),
+    "entries": np.minimum(table[:, 1:], 2**16 - 1).astype(np.uint16),
+  }
+
+
+def finish(
+  folder: epath.Path,
+  files: list[str],
+  counts: list[int],
+  index: dict[str, np.ndarray],
+  fingerprint: str,
+) -> dict:
+  """Writes index and manifest of a folder whose shards all stand.
+
+  Args:
+    folder: folder of the shards.
+    files: shards, in order.
+    counts: records of each.
+    index: `index_arrays` of all records.
+    fingerprint: checksum of all records in order.
+
+  Returns:
+    The manifest.
+  """
+  shards.write_arrays(folder / INDEX, **index)
+  entries = index["entries"].sum(axis=0, dtype=np.int64)
   manifest = {
     "schema": RECORD_SCHEMA,
-    "count": len(rows),
-    "pictures": int(rows[:, 0].sum()),
-    "entries": {task: int(rows[:, 1 + i].sum()) for i, task in enumerate(TASKS)},
-    "fingerprint": fingerprint,  # of all records in order
+    "count": len(index["image"]),
+    "pictures": int(index["image"].sum()),
+    "entries": {task: int(n) for task, n in zip(TASKS, entries)},
+    "fingerprint": fingerprint,
     "shards": [{"file": f, "count": c} for f, c in zip(files, counts)],
   }
   shards.write_json(folder / MANIFEST, manifest)
@@ -325,12 +327,12 @@ class SidecarWriter:
         "give one per record"
       )
     file = self._file(number)
-    temporary = self.folder / f"{file}.{os.getpid()}.tmp"
-    writer = shards.open_writer(temporary)
+    written = shards.temporary(self.folder / file)
+    writer = shards.open_writer(written)
     for sidecar in sidecars:
       writer.write(msgpack.packb(sidecar))
     writer.close()
-    temporary.replace(self.folder / file)
+    shards.publish(written, self.folder / file)
     shards.write_arrays(
       self._lengths(number), **dataclasses.asdict(lengths_of(sidecars))
     )

@@ -4,9 +4,11 @@ A folder holds `name-00000-of-00004.array_record` ... and `manifest.json`, which
 written last: without it the folder is unfinished.
 """
 
+import errno
 import io
 import json
 import os
+import tempfile
 
 import msgpack
 import numpy as np
@@ -16,12 +18,50 @@ from etils import epath
 MANIFEST = "manifest.json"
 
 
+def temporary(path: epath.PathLike) -> epath.Path:
+  """Names a file that is being written, beside its final place.
+
+  A bucket has no half-written files, and array_record writes to local ones only: for a
+  bucket the file stands in the local folder of temporary files.
+  """
+  path = epath.Path(path)
+  name = f"{path.name}.{os.getpid()}.tmp"
+  if "://" in os.fspath(path):
+    return epath.Path(tempfile.gettempdir()) / name
+  return path.parent / name
+
+
+def publish(written: epath.PathLike, path: epath.PathLike) -> None:
+  """Gives a written file its final name, after its bytes have reached the disk.
+
+  A reader sees all of the file or none of it, even after a power failure.
+  """
+  if "://" in os.fspath(path):
+    epath.Path(path).write_bytes(epath.Path(written).read_bytes())
+    os.unlink(written)
+    return
+  _sync(written)
+  os.replace(written, path)
+  _sync(os.path.dirname(os.fspath(path)) or ".")
+
+
+def _sync(path: epath.PathLike) -> None:
+  """Waits until a file, or the names in a folder, are on the disk."""
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  except OSError as error:
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # mounted buckets
+      raise
+  finally:
+    os.close(handle)
+
+
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
   """Writes a file so that a reader sees all of it or none of it."""
-  path = epath.Path(path)
-  temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
-  temporary.write_bytes(data)
-  temporary.replace(path)
+  written = temporary(path)
+  written.write_bytes(data)
+  publish(written, path)
 
 
 def write_arrays(path: epath.PathLike, **arrays: np.ndarray) -> None:

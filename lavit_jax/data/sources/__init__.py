@@ -1,0 +1,1 @@
+"""Readers of other people's data: each cuts its input in parts and reads a part."""
