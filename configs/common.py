@@ -22,6 +22,9 @@ def base(stage: str, **fields) -> ml_collections.ConfigDict:
       eval_every=500,
       eval_batches=8,
       checkpoint_every=500,
+      # Checkpoints that stay: the newest, all of each so many steps, and the best by a
+      # figure such as "eval/loss_text" ("lowest" or "highest").
+      keep=dict(last=2, every=0, best=0, metric="", order="lowest"),
       data_threads=16,
     )
   )

@@ -1,72 +1,210 @@
-"""Checkpoints of a run: state, data position and config, restored onto any mesh."""
+"""Checkpoints of a run: written in the background, checked, restored onto any mesh.
+
+A checkpoint holds the state (only what trains, plus running statistics), the data
+position counted in rows, the config, the version of the code and the figures of its
+step. It appears whole, with a checksum for each of its files, or not at all. When the
+newest one is damaged, the one before it is taken, with a warning.
+"""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
+
+from lavit_jax import checkpoint_files as files
+from lavit_jax.checkpoint_files import Keep
 
 STATE, META = "state", "meta"
+WRITE_TIMEOUT = 3600  # seconds that hosts wait for each other while writing
 
 
 class Checkpoints:
-  """The checkpoints of one run directory, written asynchronously.
+  """The checkpoints of one run directory.
 
-  A checkpoint holds the state (only what trains, plus running statistics), the data
-  position counted in rows, and the config. It is complete once its name has no
-  temporary suffix, so a half-written one is never read.
+  Every host calls every method; host 0 alone deletes and writes checksums.
   """
 
-  def __init__(self, workdir: str, keep: int = 2):
-    self._folder = epath.Path(workdir).resolve() / "checkpoints"
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep),
-    )
-
-  def latest(self) -> int | None:
-    """Newest complete step, None when there is none."""
-    return self._manager.latest_step()
-
-  def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-    """Starts saving `state` and the JSON-compatible `meta` under `step`."""
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+  def __init__(self, workdir: str, keep: Keep):
+    """Opens `workdir`/checkpoints, which need not exist."""
+    self.folder = epath.Path(workdir).resolve() / "checkpoints"
+    self._keep, self._writing, self._figures = keep, None, {}
+    self._checkpointer = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(),
+      async_options=ocp.options.AsyncOptions(
+        timeout_secs=WRITE_TIMEOUT,
+        post_finalization_callback=self._seal,
+        # Otherwise a folder that cannot be made is noticed after ten minutes.
+        create_directories_asynchronously=False,
       ),
     )
 
+  def steps(self) -> list[int]:
+    """Steps of the complete checkpoints, oldest first."""
+    return files.steps(self.folder)
+
+  # Writing
+
+  def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    """Copies the state from the devices and starts writing it in the background.
+
+    Args:
+      step: name of the checkpoint; one of that name is replaced.
+      state: tree of arrays.
+      meta: JSON-compatible; `figures`, if there, is what `Keep.metric` looks up.
+
+    Raises:
+      ValueError: this checkpoint, or the one before it, could not be written.
+    """
+    self.wait()
+    self._writing = step
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
+    )
+    try:
+      self._checkpointer.save(self.folder / str(step), args=args, force=True)
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._lost(error) from error
+
+  def check(self) -> None:
+    """Raises ValueError if writing in the background has failed."""
+    try:
+      self._checkpointer.check_for_errors()
+    except Exception as error:
+      raise self._lost(error) from error
+
+  def wait(self) -> None:
+    """Waits for what is being written; raises ValueError if that failed."""
+    try:
+      self._checkpointer.wait_until_finished()
+    except Exception as error:
+      raise self._lost(error) from error
+
+  def close(self) -> None:
+    """Waits for what is being written and deletes what need not be kept."""
+    try:
+      self.wait()
+      if jax.process_index() == 0:
+        self._prune()
+    finally:
+      self._checkpointer.close()
+
+  def _seal(self) -> None:
+    """Runs on host 0 in the background, before the folder takes its final name."""
+    files.write_checksums(files.writing(self.folder, self._writing))
+    self._prune()
+
+  def _prune(self) -> None:
+    """Deletes complete checkpoints that the policy does not keep, and remains."""
+    steps = self.steps()
+    figures = {step: self._figure(step) for step in steps} if self._keep.best else {}
+    figures = {step: value for step, value in figures.items() if value is not None}
+    for step in set(steps) - files.kept(steps, figures, self._keep):
+      files.remove(self.folder / str(step))
+    for path in files.unfinished(self.folder):
+      if path.name.isdigit() and steps and int(path.name) < steps[-1]:
+        files.remove(path)
+
+  def _figure(self, step: int) -> float | None:
+    if step not in self._figures:
+      figures = self.meta(step).get("figures", {})
+      self._figures[step] = figures.get(self._keep.metric)
+    return self._figures[step]
+
+  def _lost(self, error: BaseException) -> ValueError:
+    steps = [step for step in self.steps() if step != self._writing]
+    newest = (
+      f"the newest whole one is of step {steps[-1]}" if steps else "there is none"
+    )
+    return ValueError(
+      f"expected to write the checkpoint of step {self._writing} in {self.folder}, got"
+      f" {_reason(error)}; {newest}: make room or bring the folder back, then give the"
+      " same command again"
+    )
+
+  # Reading
+
+  def newest(self) -> int | None:
+    """Newest checkpoint whose files all have their checksums; None without any.
+
+    Raises:
+      ValueError: there are checkpoints, but none is whole.
+    """
+    self._clear()
+    steps, reasons = self.steps(), []
+    for step in reversed(steps):
+      problems = self._problems(step)
+      if not problems:
+        return step
+      reasons.append(f"step {step}: {problems}")
+      if jax.process_index() == 0:
+        logging.error("DAMAGED CHECKPOINT passed over, %s", reasons[-1])
+    if reasons:
+      raise ValueError(
+        f"expected a whole checkpoint in {self.folder}, got damaged ones only"
+        f" ({'; '.join(reasons)}); copy them again, or delete the folder to start anew"
+      )
+    return None
+
+  def _problems(self, step: int) -> str:
+    """What any host finds wrong with a checkpoint, "" for a whole one."""
+    count, index = jax.process_count(), jax.process_index()
+    found = files.damage(self.folder / str(step), index, count)
+    text = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
+    if count > 1:
+      wrong = multihost_utils.process_allgather(np.array(bool(found)))
+      hosts = np.flatnonzero(wrong).tolist()
+      text = text or (f"hosts {hosts} found damaged files" if hosts else "")
+    return text
+
+  def _clear(self) -> None:
+    """Removes what a killed run was writing; says so where a name looks complete."""
+    if jax.process_index() == 0:
+      for path in files.unfinished(self.folder):
+        if path.name.isdigit():
+          logging.error("UNFINISHED CHECKPOINT passed over: %s", path)
+        else:
+          path.rmtree(missing_ok=True)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("checkpoints cleared")
+
   def meta(self, step: int) -> dict[str, Any]:
-    """Reads only the data position and config."""
-    return self._read(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))[META]
+    """Reads all but the state."""
+    path = self.folder / str(step) / META / "metadata"
+    try:
+      return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+      raise ValueError(
+        f"expected the data position and config in {path}, got {_reason(error)}; delete"
+        f" {self.folder / str(step)} to resume from an earlier step"
+      ) from error
 
   def restore(self, step: int, abstract: Any, shardings: Any) -> Any:
-    """Reads the state onto our shardings, whatever mesh wrote it."""
+    """Reads the state onto our shardings, whatever mesh and hosts wrote it."""
     target = jax.tree.map(
       lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
       abstract,
       shardings,
     )
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-    return self._read(step, args)[STATE]
-
-  def _read(self, step: int, args: Any) -> Any:
     try:
-      return self._manager.restore(step, args=args)
+      return self._checkpointer.restore(self.folder / str(step), args=args)[STATE]
     except (OSError, ValueError, KeyError) as error:
-      reason = str(error).splitlines()[0]
       raise ValueError(
-        f"expected a whole checkpoint in {self._folder / str(step)}, got one that"
-        f" cannot be read ({reason}); delete that folder to resume from an earlier step"
+        f"expected the state of this code and config in {self.folder / str(step)}, got"
+        f" one that does not fit ({_reason(error)}); go on with the code that wrote it,"
+        " or choose a new --workdir"
       ) from error
 
-  def close(self) -> None:
-    """Waits for what is being written."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+
+def _reason(error: BaseException) -> str:
+  """First line of what went wrong, short."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:240]
 
 
 def differing_fields(

@@ -21,9 +21,17 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 from PIL import Image
-from tqdm import tqdm
 
-from lavit_jax import checkpoint, metrics, samples, sharding
+from lavit_jax import (
+  checkpoint,
+  code_version,
+  compile_cache,
+  loop,
+  metrics,
+  samples,
+  sharding,
+  stop,
+)
 from lavit_jax.stages import base, contrastive, pretrain, visual_tokenizer
 
 STAGES = {
@@ -40,6 +48,7 @@ FREE_FIELDS = (
   "unroll",
   "loss_chunks",
   "mesh", "log_every", "eval_every", "checkpoint_every", "eval_batches", "data_threads",
+  "keep",
 )  # fmt: skip
 
 PATHS = ("train", "eval", "text_tokenizer")
@@ -57,6 +66,9 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
 
   Returns:
     Seconds spent: total, compile (first step), data (waiting for batches).
+
+  Raises:
+    SystemExit: status 0, after SIGTERM and a checkpoint of the step it came in.
   """
   started = time.monotonic()
   _check(config)
@@ -76,18 +88,18 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
     batch_size=(config.batch_size, ("data", "fsdp")),
     micro_batch=(config.batch_size // config.accumulate, ("data", "fsdp")),
   )
-  stage = STAGES[config.stage](config, mesh)
   folder = pathlib.Path(workdir)
-  saved = checkpoint.Checkpoints(workdir)
-  try:
+  compile_cache.use(str(folder / "compiled"))
+  saved = checkpoint.Checkpoints(workdir, checkpoint.Keep(**config.keep))
+  with stop.StopRequest() as request, contextlib.closing(saved):
+    stage = STAGES[config.stage](config, mesh)
     state, position = _start(config, stage, saved, folder)
     with contextlib.closing(metrics.Writer(workdir)) as writer:
       look = _observer(config, stage, writer, folder)
-      state, seconds = _loop(config, stage, saved, writer, look, state, position)
+      parts = loop.Parts(config, stage, saved, writer, look, request)
+      state, seconds = loop.train(parts, state, position)
       look(state, config.num_steps)
     stage.finish(state, str(folder / "model"))
-  finally:
-    saved.close()
   seconds["total"] = time.monotonic() - started
   return seconds
 
@@ -110,7 +122,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
 
 def _start(config, stage, saved, folder) -> tuple[Any, int]:
   """Restores the newest checkpoint, or makes the state of step 0."""
-  newest = saved.latest()
+  newest = saved.newest()
   fields = json.loads(config.to_json())
   if newest is None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,69 +145,21 @@ def _start(config, stage, saved, folder) -> tuple[Any, int]:
       f" config.init_from now holds {stage.frozen_names}; give the same model directory"
     )
   print(f"resuming {folder} at step {newest}")
+  if meta["code"] != code_version.code_version():
+    print(f"note: that checkpoint was written by other code, {meta['code']}")
   return saved.restore(newest, stage.abstract, stage.shardings), meta["position"]
 
 
-def _loop(config, stage: base.Stage, saved, writer, look, state, position):
-  """The training loop: one step per batch, with records, evaluation and checkpoints."""
-  first = int(state.step)
-  batches = stage.batches(position)
-  key = jax.random.key(config.seed)
-  meta = {"config": json.loads(config.to_json()), "frozen": stage.frozen_names}
-  seconds = {"compile": 0.0, "data": 0.0}
-  bar = tqdm(
-    total=config.num_steps,
-    initial=first,
-    desc=config.stage,
-    disable=jax.process_index() != 0 or not sys.stderr.isatty(),
-  )
-  clock, since = time.monotonic(), 0
-  for number in range(first, config.num_steps):
-    waited = time.monotonic()
-    batch, position = next(batches)
-    seconds["data"] += time.monotonic() - waited
-    with jax.set_mesh(stage.mesh):
-      state = stage.before_step(state, number)
-      step = stage.step(number)
-      state, values = step(state, stage.frozen, batch, jax.random.fold_in(key, number))
-    since += 1
-    done = number + 1
-    if number == first:
-      jax.block_until_ready(values)
-      seconds["compile"] = time.monotonic() - clock
-      clock, since = time.monotonic(), 0
-    if done % config.log_every == 0 or done == config.num_steps:
-      values = jax.block_until_ready(values)
-      rate = since * config.batch_size / max(time.monotonic() - clock, 1e-9)
-      values = dict(values) | batches.figures()
-      if since:
-        values |= {"examples_per_second": rate}
-      record = writer.write(done, "train", values)
-      bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
-      clock, since = time.monotonic(), 0
-    bar.update()
-    if config.eval_every and done % config.eval_every == 0 and done < config.num_steps:
-      look(state, done)
-      clock, since = time.monotonic(), 0
-    if config.checkpoint_every and (
-      done % config.checkpoint_every == 0 or done == config.num_steps
-    ):
-      saved.save(done, state, meta | {"position": position})
-  bar.close()
-  batches.close()
-  return state, seconds
-
-
-def _observer(config, stage: base.Stage, writer, folder) -> Callable[[Any, int], None]:
+def _observer(config, stage: base.Stage, writer, folder) -> Callable[[Any, int], dict]:
   """Makes the evaluation: held-out figures and pictures of a state at a step."""
   shown = None
   if config.stage == "pretrain" and jax.process_count() == 1:
     shown = samples.make(config, stage.mesh)
 
-  def look(state, step: int) -> None:
+  def look(state, step: int) -> dict[str, float]:
     with jax.set_mesh(stage.mesh):
       figures, pictures = stage.evaluate(state)
-    writer.write(step, "eval", figures)
+    figures = writer.write(step, "eval", figures)
     if shown is not None:
       pictures = pictures | {"samples": samples.take(shown, state.params)}
     for name, picture in pictures.items():
@@ -204,6 +168,7 @@ def _observer(config, stage: base.Stage, writer, folder) -> Callable[[Any, int],
         path = folder / "pictures" / f"{name}-{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(picture).save(path)
+    return figures
 
   return look
 

@@ -18,6 +18,10 @@ FLOORS = (
   ("evaluate",),
   (
     "checkpoint",
+    "checkpoint_files",
+    "code_version",
+    "compile_cache",
+    "stop",
     "optimizer",
     "metrics",
     "train_state",

@@ -241,15 +241,19 @@ def test_checkpoint_over_other_frozen_parts(
   refused(config, tmp_path / "run", message)
 
 
-def test_checkpoint_with_a_missing_file(language_run, language_config, tmp_path):
-  folder = cut_back(language_run, tmp_path / "run", 3)
-  shutil.rmtree(folder / "checkpoints/3/state/d", ignore_errors=True)
-  for path in (folder / "checkpoints/3/state").glob("ocdbt*"):
-    shutil.rmtree(path)
-  for path in (folder / "checkpoints/3/state").glob("manifest*"):
-    path.unlink()
-  message = "expected a whole checkpoint in .*checkpoints/3, got .* delete that folder"
-  refused(language_config(), folder, message)
+def test_a_damaged_checkpoint_is_never_a_silent_start(
+  language_run, language_config, tmp_path, caplog
+):
+  resumed = cut_back(language_run, tmp_path / "run", 6)
+  shutil.rmtree(resumed / "checkpoints/6/state/d")
+  with caplog.at_level("ERROR"):
+    train.run(language_config(), str(resumed))
+  assert "DAMAGED CHECKPOINT passed over, step 6: state/d/" in caplog.text
+  assert_resumed(language_run, resumed)  # from step 3
+  shutil.rmtree(resumed / "checkpoints/3")
+  shutil.rmtree(resumed / "checkpoints/6/state/d")
+  message = "expected a whole checkpoint in .*checkpoints, got damaged ones only"
+  refused(language_config(), resumed, message)
 
 
 def test_missing_model_directory(language_config, language_run, tmp_path):

@@ -1,0 +1,156 @@
+"""The files of checkpoints: checksums, which ones are whole, and which ones to keep.
+
+    checkpoints/500/state/...        arrays
+    checkpoints/500/meta/metadata    data position, config, code version, figures
+    checkpoints/500/checksums.json   a checksum per file, written before the folder
+                                     takes its final name
+
+Paths are `etils.epath`, so a bucket works like a folder.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+CHECKSUMS = "checksums.json"
+# Not covered by a checksum: written or changed after it, and not needed to restore.
+MARKS = (CHECKSUMS, "commit_success.txt", "_CHECKPOINT_METADATA")
+TEMPORARY = ".orbax-checkpoint-tmp"
+READERS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+  """Which checkpoints of a run stay.
+
+  Attributes:
+    last: the newest so many, at least 1.
+    every: beside them, all steps that are a multiple of it; 0 for none.
+    best: beside them, so many with the best figure.
+    metric: name of that figure in the records of the step, e.g. "eval/loss_text".
+    order: "lowest" or "highest".
+  """
+
+  last: int = 2
+  every: int = 0
+  best: int = 0
+  metric: str = ""
+  order: str = "lowest"
+
+  def __post_init__(self):
+    if self.last < 1 or self.order not in ("lowest", "highest"):
+      raise ValueError(
+        f"expected keep.last of at least 1 and keep.order 'lowest' or 'highest', got"
+        f" {self.last} and {self.order!r}; fix config.keep"
+      )
+    if self.best and not self.metric:
+      raise ValueError(
+        f"expected the name of a figure beside keep.best {self.best}, got none; set"
+        " config.keep.metric, e.g. eval/loss_text"
+      )
+
+
+def kept(steps: Sequence[int], figures: Mapping[int, float], keep: Keep) -> set[int]:
+  """The steps that stay, given the figure of those that have one."""
+  steps = sorted(steps)
+  chosen = set(steps[-keep.last :])
+  if keep.every:
+    chosen |= {step for step in steps if step % keep.every == 0}
+  sign = 1 if keep.order == "lowest" else -1
+  ranked = sorted((sign * figures[step], step) for step in steps if step in figures)
+  return chosen | {step for _, step in ranked[: keep.best]}
+
+
+def _files(folder: epath.Path) -> list[str]:
+  """Files below a folder, as relative paths in a fixed order."""
+  found = []
+
+  def walk(path: epath.Path, prefix: str) -> None:
+    for child in path.iterdir():
+      if child.is_dir():
+        walk(child, f"{prefix}{child.name}/")
+      elif child.name not in MARKS:
+        found.append(prefix + child.name)
+
+  walk(folder, "")
+  return sorted(found)
+
+
+def _digest(path: epath.Path) -> str:
+  with path.open("rb") as stream:
+    return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digests(folder: epath.Path, names: Sequence[str]) -> dict[str, str]:
+  with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+    return dict(
+      zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True)
+    )
+
+
+def write_checksums(folder: epath.Path) -> None:
+  """Writes the checksum of every file of a folder beside them."""
+  (folder / CHECKSUMS).write_text(json.dumps(_digests(folder, _files(folder))))
+
+
+def damage(folder: epath.Path, index: int = 0, count: int = 1) -> list[str]:
+  """What is wrong with a checkpoint; this host checks one of `count` shares.
+
+  Args:
+    folder: a complete checkpoint.
+    index: number of the share.
+    count: number of shares.
+
+  Returns:
+    One phrase per missing or changed file, empty for a whole checkpoint.
+  """
+  try:
+    expected = json.loads((folder / CHECKSUMS).read_text())
+    share = sorted(expected)[index::count]
+  except (OSError, ValueError, TypeError) as error:
+    return [f"{CHECKSUMS} cannot be read ({str(error).splitlines()[0]})"]
+  missing = [name for name in share if not (folder / name).is_file()]
+  found = _digests(folder, [name for name in share if name not in missing])
+  changed = [name for name, digest in found.items() if digest != expected[name]]
+  return [f"{name} is missing" for name in missing] + [
+    f"{name} differs from its checksum" for name in changed
+  ]
+
+
+def steps(folder: epath.Path) -> list[int]:
+  """Steps of the complete checkpoints, in order; their files are not yet checked."""
+  if not folder.exists():
+    return []
+  return sorted(
+    int(path.name)
+    for path in folder.iterdir()
+    if path.name.isdigit() and (path / CHECKSUMS).exists()
+  )
+
+
+def unfinished(folder: epath.Path) -> list[epath.Path]:
+  """Folders of checkpoints that were being written or deleted when a run ended."""
+  if not folder.exists():
+    return []
+  return [
+    path
+    for path in folder.iterdir()
+    if TEMPORARY in path.name
+    or (path.name.isdigit() and not (path / CHECKSUMS).exists())
+  ]
+
+
+def writing(folder: epath.Path, step: int) -> epath.Path:
+  """Where the checkpoint of a step is being written."""
+  found = list(folder.glob(f"{step}{TEMPORARY}*"))
+  return found[0] if found else folder / str(step)  # buckets have no renames
+
+
+def remove(folder: epath.Path) -> None:
+  """Deletes a checkpoint; one that is half deleted does not count as complete."""
+  (folder / CHECKSUMS).unlink(missing_ok=True)
+  folder.rmtree(missing_ok=True)
