@@ -285,7 +285,7 @@ def test_half_copied_model_directory(
   config = language_config()
   config.init_from = str(folder)
   message = (
-    "expected a whole tensor file .*vit-00000.safetensors, got .* copy the model"
+    "expected a whole safetensors file .*vit-00000.safetensors, got .* copy it again"
   )
   refused(config, tmp_path / "run", message)
 

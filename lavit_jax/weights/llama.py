@@ -1,21 +1,38 @@
-"""Table of Hugging Face `LlamaForCausalLM` weights.
+"""Hugging Face `LlamaForCausalLM` folders: table, configuration, in and out.
 
 Our side is the parameter tree of `models.llama.Llama`. Its vocabulary is padded:
 padded rows are zero when imported, never predicted or looked up, and cut on export.
 """
 
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.weights import rules
+from lavit_jax import vocabulary
+from lavit_jax.models.llama import Llama
+from lavit_jax.weights import files, rules
+from lavit_jax.weights.part import Part, abstract_params
 from lavit_jax.weights.rules import Rule, Transform
+from lavit_jax.weights.tensors import Tensor
 
-
-def _pad_rows(array, shape):
-  return np.pad(array, ((0, shape[0] - array.shape[0]), (0, 0)))
-
-
-def _pad_columns(array, shape):
-  return np.pad(array.T, ((0, 0), (0, shape[1] - array.shape[0])))
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Buffers of old files that follow from the configuration.
+OPTIONAL = ("*.rotary_emb.inv_freq",)
+# What our module computes; a config that asks for something else is refused.
+FIXED = {
+  "model_type": "llama",
+  "hidden_act": "silu",
+  "attention_bias": False,
+  "mlp_bias": False,
+}
+# Part fields that are no fields of `Llama`.
+VOCABULARY_FIELDS = ("vocab_size", "padded_size", "text_size", "published")
+KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def table(vocab_size: int) -> list[Rule]:
@@ -24,11 +41,26 @@ def table(vocab_size: int) -> list[Rule]:
   Args:
     vocab_size: rows of the published embedding and head, without our padding.
   """
-  embedding = Transform(_pad_rows, lambda array: array[:vocab_size])
-  head = Transform(_pad_columns, lambda array: array[:, :vocab_size].T)
+
+  def padded(array, shape):
+    out = np.zeros(shape, array.dtype)
+    out[: len(array)] = array
+    return out
+
+  def padded_head(array, shape):
+    out = np.zeros(shape, array.dtype)
+    out[:, : len(array)] = rules.linear.forward(array, (shape[0], len(array)))
+    return out
+
+  embedding = Transform(padded, lambda array: array[:vocab_size])
+  head = Transform(
+    padded_head,
+    lambda array: rules.linear.inverse(array[:, :vocab_size]),
+    lambda shape: (vocab_size, shape[0]),
+  )
   layer, linear = "model.layers.{i}.", rules.linear
   return [
-    Rule("model.embed_tokens.weight", "embedding/embedding", embedding),
+    Rule(EMBEDDING, "embedding/embedding", embedding),
     Rule(f"{layer}input_layernorm.weight", "blocks/attention_norm/scale"),
     *(
       Rule(
@@ -49,5 +81,161 @@ def table(vocab_size: int) -> list[Rule]:
       for name in ("gate", "up", "down")
     ),
     Rule("model.norm.weight", "norm/scale"),
-    Rule("lm_head.weight", "head/kernel", head),
+    Rule(HEAD, "head/kernel", head),
   ]
+
+
+def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of `Llama` that a config.json states.
+
+  Raises:
+    ValueError: the config asks for what our module does not compute.
+  """
+  wrong = {k: config[k] for k, v in FIXED.items() if config.get(k, v) != v}
+  rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  if kind not in ("default", None):
+    wrong["rope_scaling"] = rope
+  if wrong:
+    raise ValueError(
+      f"expected a LLaMA with {FIXED} and plain rotary positions, got {wrong}; use a"
+      " LLaMA or Llama-2 model"
+    )
+  try:
+    heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
+    return {
+      "embed_dim": width,
+      "num_layers": int(config["num_hidden_layers"]),
+      "num_heads": heads,
+      "num_kv_heads": int(config.get("num_key_value_heads") or heads),
+      "head_dim": int(config.get("head_dim") or width // heads),
+      "mlp_dim": int(config["intermediate_size"]),
+      "rope_base": float(rope.get("rope_theta") or config.get("rope_theta") or 1e4),
+      "norm_eps": float(config["rms_norm_eps"]),
+    }
+  except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    raise ValueError(
+      f"expected the sizes of a LLaMA in config.json, got none that can be used for"
+      f" {error}; download it again"
+    ) from error
+
+
+def text_size(folder: str | os.PathLike) -> int | None:
+  """Number of text ids of the tokenizer in a folder; None without a tokenizer."""
+  folder = pathlib.Path(folder)
+  if (folder / "tokenizer.json").is_file():
+    try:
+      return len(files.read_json(folder / "tokenizer.json")["model"]["vocab"])
+    except (KeyError, TypeError) as error:
+      raise ValueError(
+        f"expected a text tokenizer in {folder / 'tokenizer.json'}, got one without a"
+        " vocabulary; download it again"
+      ) from error
+  if (folder / "tokenizer.model").is_file():
+    return _count_pieces((folder / "tokenizer.model").read_bytes())
+  return None
+
+
+def _count_pieces(proto: bytes) -> int:
+  """Pieces of a SentencePiece model: the repeated field 1 of its protocol buffer."""
+  count = at = 0
+  while at < len(proto):
+    tag, at = _varint(proto, at)
+    if tag & 7 != 2:  # every top-level field is a message
+      break
+    size, at = _varint(proto, at)
+    count += tag >> 3 == 1
+    at += size
+  return count
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+  value = shift = 0
+  while at < len(data):
+    byte = data[at]
+    value |= (byte & 127) << shift
+    shift, at = shift + 7, at + 1
+    if byte < 128:
+      break
+  return value, at
+
+
+def read(folder: str | os.PathLike, words: vocabulary.Vocabulary | None = None) -> Part:
+  """Opens a Hugging Face folder as a part; its tensors stay unread.
+
+  Args:
+    folder: holds config.json and weights.
+    words: the joint vocabulary when the model is part of a LaVIT: rows beyond it (made
+      to fill a multiple) are left out. None keeps all rows.
+  """
+  folder = pathlib.Path(folder)
+  config = files.read_json(folder / "config.json")
+  sizes = sizes_of(config)
+  source, _ = rules.without(files.open_folder(folder), OPTIONAL)
+  rows = source[EMBEDDING].shape[0] if EMBEDDING in source else 0
+  rows = rows or int(config.get("vocab_size", 0))
+  used = words.size if words is not None else rows
+  if rows < used:
+    raise ValueError(
+      f"expected {used} ids in {folder} (text, marks and codes), got {rows}; use the"
+      " language model that belongs to the visual tokenizer"
+    )
+  if rows > used:
+    source |= {key: _first_rows(source[key], used) for key in (EMBEDDING, HEAD)}
+  padding = vocabulary.PADDING_MULTIPLE
+  fields = {"vocab_size": used, "padded_size": -(-used // padding) * padding}
+  ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+  model = Llama(**sizes, **fields)
+  target = abstract_params(model, ids, ids, ids, method="everything")
+  params = rules.import_tensors(table(used), source, target)
+  known = text_size(folder) if words is None else words.text_size
+  fields["text_size"] = min(known or used, used)
+  fields["published"] = {key: config[key] for key in KEPT if key in config}
+  return Part(params, sizes | fields)
+
+
+def _first_rows(tensor: Tensor, rows: int) -> Tensor:
+  read = lambda: tensor.read()[:rows]
+  return Tensor((rows, *tensor.shape[1:]), tensor.dtype, read)
+
+
+def write(part: Part, folder: pathlib.Path, suffix: str, dtype: str | None) -> None:
+  """Writes weights, index, config and generation config into an existing folder.
+
+  Args:
+    part: the language model.
+    folder: where to write.
+    suffix: ".safetensors" or ".bin".
+    dtype: stored dtype, None for that of the part.
+  """
+  content = rules.export_tensors(table(part.config["vocab_size"]), part.params)
+  content = files.stored_as(content, dtype)
+  stem = "model" if suffix == files.SAFETENSORS else "pytorch_model"
+  files.write_folder(folder, content, stem, suffix)
+  config = config_of(part.config, str(content[EMBEDDING].dtype))
+  files.write_json(folder / "config.json", config)
+  special = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
+  files.write_json(folder / "generation_config.json", special)
+
+
+def config_of(fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+  """The config.json of a part's fields."""
+  return {
+    "architectures": ["LlamaForCausalLM"],
+    **FIXED,
+    "hidden_size": fields["embed_dim"],
+    "intermediate_size": fields["mlp_dim"],
+    "num_hidden_layers": fields["num_layers"],
+    "num_attention_heads": fields["num_heads"],
+    "num_key_value_heads": fields["num_kv_heads"],
+    "head_dim": fields["head_dim"],
+    "rms_norm_eps": fields["norm_eps"],
+    "rope_theta": fields["rope_base"],
+    "vocab_size": fields["vocab_size"],
+    "tie_word_embeddings": False,
+    "torch_dtype": dtype,
+    "max_position_embeddings": 4096,
+    "bos_token_id": vocabulary.BEGIN,
+    "eos_token_id": vocabulary.END,
+    **fields.get("published", {}),
+  }

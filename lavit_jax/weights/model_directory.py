@@ -8,37 +8,32 @@ A part is one module's parameters ("vit", "merger", "llama"); stages add and rep
 parts. A directory appears whole or not at all.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
+
+from lavit_jax.weights import files, tensors
+from lavit_jax.weights.part import STACKED, Part, layer_name, named_tensors, tree_of
+from lavit_jax.weights.tensors import Tensor
 
 MANIFEST = "manifest.json"
 VERSION = 1
-STACKED = "blocks"  # below this name axis 0 is the layer
 MAX_SHARD_BYTES = 4 * 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """One part to write.
-
-  Attributes:
-    params: tree of arrays.
-    config: the module's sizes, enough to build it again.
-  """
-
-  params: Any
-  config: Mapping[str, Any]
+TEXT_TOKENIZER = "text_tokenizer"
+TEXT_TOKENIZER_FILES = (
+  "tokenizer.json",
+  "tokenizer.model",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+)
 
 
 def save(
@@ -48,7 +43,7 @@ def save(
   base: str | os.PathLike | None = None,
   text_tokenizer: str | os.PathLike | None = None,
 ) -> None:
-  """Writes a model directory, atomically.
+  """Writes a model directory, atomically and tensor by tensor.
 
   Args:
     folder: where the directory will stand; an older one there is replaced.
@@ -56,64 +51,54 @@ def save(
     base: a model directory whose other parts are taken over.
     text_tokenizer: folder to copy; that of `base` when None.
   """
-  folder = pathlib.Path(folder)
-  temporary = folder.with_name(folder.name + ".writing")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  entries = {}
-  if base is not None:
-    base = pathlib.Path(base)
-    for name, entry in read_manifest(base)["parts"].items():
-      if name not in parts:
-        entries[name] = entry
-        for file in entry["files"]:
-          shutil.copyfile(base / file, temporary / file)
-    if text_tokenizer is None and (base / "text_tokenizer").is_dir():
-      text_tokenizer = base / "text_tokenizer"
-  for name, part in parts.items():
-    entries[name] = _write_part(temporary, name, part)
-  if text_tokenizer is not None:
-    shutil.copytree(text_tokenizer, temporary / "text_tokenizer")
-  manifest = {"version": VERSION, "parts": entries}
-  (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
-  shutil.rmtree(folder, ignore_errors=True)
-  temporary.rename(folder)
+  with files.appearing(folder) as temporary:
+    entries = {}
+    if base is not None:
+      base = pathlib.Path(base)
+      for name, entry in read_manifest(base)["parts"].items():
+        if name not in parts:
+          entries[name] = entry
+          for file in entry["files"]:
+            shutil.copyfile(base / file, temporary / file)
+      if text_tokenizer is None:
+        text_tokenizer = text_tokenizer_folder(base)
+    for name, part in parts.items():
+      entries[name] = _write_part(temporary, name, part)
+    if text_tokenizer is not None:
+      copy_text_tokenizer(text_tokenizer, temporary / TEXT_TOKENIZER)
+    manifest = {"version": VERSION, "parts": entries}
+    files.write_json(temporary / MANIFEST, manifest)
 
 
 def _write_part(folder: pathlib.Path, name: str, part: Part) -> dict[str, Any]:
-  files, shard, size = {}, {}, 0
-  for key, tensor in _tensors(part.params):
-    if shard and size + tensor.nbytes > MAX_SHARD_BYTES:
-      _write_shard(folder, name, shard, files)
-      shard, size = {}, 0
-    shard[key] = tensor
+  shards: list[dict[str, Tensor]] = [{}]
+  size = 0
+  for key, tensor in named_tensors(part.params):
+    if shards[-1] and size + tensor.nbytes > MAX_SHARD_BYTES:
+      shards.append({})
+      size = 0
+    shards[-1][key] = tensor
     size += tensor.nbytes
-  _write_shard(folder, name, shard, files)
-  digest = hashlib.sha256("".join(files.values()).encode()).hexdigest()
-  return {"config": dict(part.config), "files": files, "checksum": digest}
+  sums = {}
+  for number, shard in enumerate(shards):
+    file = f"{name}-{number:05d}.safetensors"
+    sums[file] = tensors.write_safetensors(folder / file, shard)
+  digest = hashlib.sha256("".join(sums.values()).encode()).hexdigest()
+  return {"config": dict(part.config), "files": sums, "checksum": digest}
 
 
-def _write_shard(folder, name, shard, files) -> None:
-  file = f"{name}-{len(files):05d}.safetensors"
-  safetensors.numpy.save_file(shard, folder / file)
-  with (folder / file).open("rb") as stream:
-    files[file] = hashlib.file_digest(stream, "sha256").hexdigest()
+def copy_text_tokenizer(source: str | os.PathLike, target: pathlib.Path) -> None:
+  """Copies the files of a text tokenizer, and nothing else of its folder."""
+  target.mkdir(exist_ok=True)
+  for name in TEXT_TOKENIZER_FILES:
+    if (pathlib.Path(source) / name).is_file():
+      shutil.copyfile(pathlib.Path(source) / name, target / name)
 
 
-def _tensors(params: Any) -> Iterator[tuple[str, np.ndarray]]:
-  """Names and values, one layer at a time."""
-  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-    keys = [entry.key for entry in path]
-    if STACKED in keys:
-      for layer in range(leaf.shape[0]):
-        yield _name(keys, layer), np.ascontiguousarray(leaf[layer])
-    else:
-      yield ".".join(keys), np.ascontiguousarray(leaf)
-
-
-def _name(keys: list[str], layer: int) -> str:
-  split = keys.index(STACKED) + 1
-  return ".".join([*keys[:split], str(layer), *keys[split:]])
+def text_tokenizer_folder(folder: str | os.PathLike) -> pathlib.Path | None:
+  """Where a model directory keeps its text tokenizer, None if it has none."""
+  inside = pathlib.Path(folder) / TEXT_TOKENIZER
+  return inside if inside.is_dir() else None
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -174,14 +159,9 @@ def load(
   Raises:
     ValueError: a tensor is missing or has another shape, all of them listed.
   """
-  folder = pathlib.Path(folder)
-  part_config(folder, name)
-  files = read_manifest(folder)["parts"][name]["files"]
-  handles = [_open(folder / file) for file in files]
   index = {
-    key: handle
-    for handle in handles
-    for key in handle.keys()  # noqa: SIM118
+    key: tensor
+    for key, tensor in part_tensors(folder, name).items()
     if not below or key.split(".")[0] in below
   }
   leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
@@ -202,48 +182,67 @@ def load(
   return jax.tree_util.tree_unflatten(structure, arrays)
 
 
-def _open(path: pathlib.Path) -> Any:
-  try:
-    return safetensors.safe_open(path, "numpy")
-  except (OSError, safetensors.SafetensorError) as error:
-    raise ValueError(
-      f"expected a whole tensor file {path}, got one that cannot be read ({error});"
-      " copy the model directory again"
-    ) from error
+def part_tensors(folder: str | os.PathLike, name: str) -> dict[str, Tensor]:
+  """The tensors of one part by name, layers apart; each is read when asked for."""
+  part_config(folder, name)
+  found = {}
+  for file in read_manifest(folder)["parts"][name]["files"]:
+    found |= tensors.open_safetensors(pathlib.Path(folder) / file)
+  return found
 
 
-def _problems(index: Mapping[str, Any], leaves: list) -> list[str]:
+def read_part(folder: str | os.PathLike, name: str) -> Part:
+  """One part with its tensors unread."""
+  return Part(tree_of(part_tensors(folder, name)), part_config(folder, name))
+
+
+def damaged_files(folder: str | os.PathLike) -> list[str]:
+  """Files whose content is not what was written: reads all of them."""
+  wrong = []
+  for entry in read_manifest(folder)["parts"].values():
+    for file, expected in entry["files"].items():
+      with (pathlib.Path(folder) / file).open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != expected:
+          wrong.append(file)
+  return wrong
+
+
+def _problems(index: Mapping[str, Tensor], leaves: list) -> list[str]:
   expected = {}
   for path, leaf in leaves:
     keys = [entry.key for entry in path]
     if STACKED in keys:
       for layer in range(leaf.shape[0]):
-        expected[_name(keys, layer)] = leaf.shape[1:]
+        expected[layer_name(keys, layer)] = leaf.shape[1:]
     else:
       expected[".".join(keys)] = leaf.shape
   problems = [f"missing {key}" for key in expected if key not in index]
   problems += [f"unused {key}" for key in index if key not in expected]
   for key in set(expected) & set(index):
-    found = tuple(index[key].get_slice(key).get_shape())
+    found = index[key].shape
     if found != tuple(expected[key]):
       problems.append(f"{key} is {found}, expected {tuple(expected[key])}")
   return problems
 
 
 def _read(index, keys, leaf, sharding, dtype):
+  """One leaf; where slices cannot be read apart, it is read whole once."""
   target = np.dtype(dtype) if dtype else leaf.dtype
-
-  def fetch(key, slices):
-    return (
-      index[key].get_slice(key)[slices].astype(target)
-      if slices
-      else (index[key].get_tensor(key).astype(target))
-    )
+  stacked = STACKED in keys
+  names = [layer_name(keys, i) for i in range(leaf.shape[0])] if stacked else []
+  parts = [index[name] for name in names or [".".join(keys)]]
 
   def piece(slices):
-    if STACKED not in keys:
-      return fetch(".".join(keys), slices)
-    layers = range(*slices[0].indices(leaf.shape[0]))
-    return np.stack([fetch(_name(keys, i), slices[1:]) for i in layers])
+    if not stacked:
+      return _cut(parts[0], slices, target)
+    chosen = parts[slices[0]]
+    return np.stack([_cut(tensor, slices[1:], target) for tensor in chosen])
 
+  if any(tensor.read_part is None for tensor in parts):
+    whole = np.stack([t.read() for t in parts]) if stacked else parts[0].read()
+    piece = lambda slices: np.asarray(whole[slices], target)
   return jax.make_array_from_callback(leaf.shape, sharding, piece)
+
+
+def _cut(tensor: Tensor, slices: tuple[slice, ...], dtype) -> np.ndarray:
+  return tensor.read_part(slices).astype(dtype, copy=False)

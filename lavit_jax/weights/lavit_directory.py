@@ -1,0 +1,236 @@
+"""The published LaVIT directory (reference facts, section 9), in and out.
+
+    language_model/          LLaMA over 32,000 + 2 + 16,384 ids, visual_weight
+    visual_tokenizer/        eva_vitg_psz14, tokenizer_encoder, tokenizer_decoder,
+                             highres_tokenizer_decoder
+    pixel_decoding/          unet vae scheduler uncond_embeddings     (SD 1.5)
+    highres_pixel_decoding/  unet vae scheduler                       (SDXL type)
+
+Weight files end in .bin or .safetensors. Parts on our side: vit, visual_tokenizer,
+codebook, llama, understanding (stage-2 merger and projection), lowres_head,
+highres_decoder, and those of `weights.pixel_folders`.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from lavit_jax.layers import linear
+from lavit_jax.models import feature_decoder
+from lavit_jax.models.visual_tokenizer import VisualTokenizer
+from lavit_jax.vocabulary import Vocabulary
+from lavit_jax.weights import eva, files, llama, rules
+from lavit_jax.weights import visual_tokenizer as tables
+from lavit_jax.weights.part import Part, abstract_params, shape
+from lavit_jax.weights.tensors import Tensor
+
+LANGUAGE, VISUAL = "language_model", "visual_tokenizer"
+ENCODER_FILE, TOKENIZER_FILE = "eva_vitg_psz14", "tokenizer_encoder"
+LOWRES_FILE, HIGHRES_FILE = "tokenizer_decoder", "highres_tokenizer_decoder"
+UNDERSTANDING_FILE = "visual_weight"
+SIZES_FILE = "lavit_jax.json"  # written by us: what the files do not tell
+# The whole tokenizer object may have been saved; these belong to other files.
+TOKENIZER_OPTIONAL = ("encoder.*", "vit_proj.*")
+UNDERSTANDING_OPTIONAL = (
+  *("encoder.*", "token_predictor.*", "quantize.*", "encode_task_layer.*"),
+)
+ENCODING = ("selector", "merger", "encode_task_layer")
+UNDERSTANDING = [
+  *rules.prefixed(tables.MERGER, "causal_encoder.", "merger/"),
+  *tables.VIT_PROJ,
+]
+QUANTIZING = [rule for rule in tables.TOKENIZER if rule not in tables.VIT_PROJ]
+
+
+def is_published(folder: str | pathlib.Path) -> bool:
+  """True for a folder in the published layout."""
+  folder = pathlib.Path(folder)
+  return any((folder / VISUAL).glob(f"{TOKENIZER_FILE}.*"))
+
+
+def read(folder: str | pathlib.Path) -> dict[str, Part]:
+  """Opens every part that a published directory holds; tensors stay unread.
+
+  Args:
+    folder: the directory.
+
+  Raises:
+    ValueError: a file is missing or does not fit; all that differs is listed.
+  """
+  folder = pathlib.Path(folder)
+  num_heads = eva.NUM_HEADS
+  if (folder / SIZES_FILE).is_file():
+    num_heads = int(files.read_json(folder / SIZES_FILE)["num_heads"])
+  source = _needed(folder / VISUAL, ENCODER_FILE)
+  parts = {"vit": _named(ENCODER_FILE, eva.read, source, num_heads)}
+  parts |= _tokenizer_parts(folder / VISUAL, num_heads)
+  if (folder / LANGUAGE).is_dir():
+    parts |= _language_parts(folder / LANGUAGE, parts)
+  return parts
+
+
+def _needed(folder: pathlib.Path, stem: str) -> dict[str, Tensor]:
+  found = files.open_either(folder, stem)
+  if found is None:
+    raise ValueError(
+      f"expected {stem}.bin or {stem}.safetensors in {folder}, found neither; download"
+      " the rest of the LaVIT directory"
+    )
+  return found
+
+
+def _named(file: str, function, *arguments) -> Any:
+  """Calls a reader; its complaint begins with the file's name."""
+  try:
+    return function(*arguments)
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from error
+
+
+def _tokenizer_parts(folder: pathlib.Path, num_heads: int) -> dict[str, Part]:
+  """visual_tokenizer, codebook, and what condition the pixel decoders."""
+  encoding, _ = rules.without(_needed(folder, TOKENIZER_FILE), TOKENIZER_OPTIONAL)
+  lowres = files.open_either(folder, LOWRES_FILE)
+  highres = files.open_either(folder, HIGHRES_FILE)
+  if lowres is None and highres is None:
+    _needed(folder, LOWRES_FILE)
+  sizes = _named(TOKENIZER_FILE, _sizes, encoding, lowres or highres, num_heads)
+  model = VisualTokenizer(**sizes)
+  patches = shape(1, sizes["num_patches"], sizes["embed_dim"])
+  keep = jax.ShapeDtypeStruct((1, sizes["num_patches"]), bool)
+  whole = abstract_params(model, patches, keep)
+  table = {"embedding": shape(sizes["num_codes"], sizes["code_dim"])}
+  target = {name: whole[name] for name in ENCODING} | {"codebook": table}
+  params = _named(TOKENIZER_FILE, rules.import_tensors, QUANTIZING, encoding, target)
+  codebook = Part(
+    params.pop("codebook"), {name: sizes[name] for name in ("num_codes", "code_dim")}
+  )
+  trunk, parts = whole["feature_decoder"], {}
+  if lowres is not None:
+    head, decoder = _named(LOWRES_FILE, _lowres, lowres, trunk)
+    parts |= {"lowres_head": head} if head else {}
+  if highres is not None:
+    own = _named(HIGHRES_FILE, _highres, highres, trunk, sizes)
+    parts["highres_decoder"] = own
+    decoder = decoder if lowres is not None else own.params["feature_decoder"]
+  params["feature_decoder"] = decoder
+  return {"visual_tokenizer": Part(params, sizes), "codebook": codebook} | parts
+
+
+def _sizes(encoding, decoder, num_heads: int) -> dict[str, int]:
+  """The fields of `VisualTokenizer`, from the shapes of its files."""
+  width = rules.shape_of(encoding, "causal_encoder.norm.weight", 1)[0]
+  num_codes, code_dim = rules.shape_of(encoding, "quantize.embedding.weight", 2)
+  fc1 = rules.shape_of(encoding, "causal_encoder.blocks.0.mlp.fc1.weight", 2)
+  return {
+    "embed_dim": width,
+    "num_layers": rules.count_layers(encoding, "causal_encoder.blocks."),
+    "num_heads": num_heads,
+    "head_dim": width // num_heads,
+    "mlp_dim": fc1[0],
+    "num_patches": rules.shape_of(decoder, "pos_embed", 3)[1],
+    "code_dim": code_dim,
+    "num_codes": num_codes,
+  }
+
+
+def _lowres(source, trunk) -> tuple[Part | None, Any]:
+  """The condition's projection, if it is there, and the decoder that precedes it."""
+  if "unet_proj.weight" not in source:
+    return None, rules.import_tensors(tables.FEATURE_DECODER, source, trunk)
+  width = rules.shape_of(source, "unet_proj.weight", 2)[0]
+  features = shape(1, *trunk["query_embed"].shape)
+  head = abstract_params(feature_decoder.LowResHead(width), features)
+  target = {"feature_decoder": trunk, "head": head}
+  params = rules.import_tensors(tables.LOWRES, source, target)
+  return Part(params["head"], {"condition_dim": width}), params["feature_decoder"]
+
+
+def _highres(source, trunk, sizes: Mapping[str, int]) -> Part:
+  """The high-resolution decoder: a whole feature decoder of its own, and its head."""
+  config = {
+    "first_dim": rules.shape_of(source, "unet_proj_1.weight", 2)[0],
+    "second_dim": rules.shape_of(source, "unet_proj_2.weight", 2)[0],
+    "pooled_dim": rules.shape_of(source, "unet_attnpool.c_proj.weight", 2)[0],
+    "num_heads": sizes["num_heads"],
+    "head_dim": sizes["head_dim"],
+  }
+  features = shape(1, *trunk["query_embed"].shape)
+  head = abstract_params(feature_decoder.HighResHead(**config), features)
+  target = {"feature_decoder": trunk, "head": head}
+  return Part(rules.import_tensors(tables.HIGHRES, source, target), config)
+
+
+def _language_parts(folder: pathlib.Path, parts: Mapping[str, Part]) -> dict[str, Part]:
+  """llama and, where visual_weight is there, understanding."""
+  codes = parts["codebook"].config["num_codes"]
+  known = llama.text_size(folder)
+  if known is None:
+    rows = files.read_json(folder / "config.json").get("vocab_size", 0)
+    known = int(rows) - codes - 2
+  found = {"llama": _named(LANGUAGE, llama.read, folder, Vocabulary(known, codes))}
+  source = files.open_either(folder, UNDERSTANDING_FILE)
+  if source is not None:
+    own, _ = rules.without(source, UNDERSTANDING_OPTIONAL)
+    encoding = parts["visual_tokenizer"].params
+    width = parts["visual_tokenizer"].config["embed_dim"]
+    proj = linear.dense(width, found["llama"].config["embed_dim"])
+    target = {"merger": encoding["merger"]}
+    target["vit_proj"] = abstract_params(proj, shape(1, 1, width))
+    params = _named(
+      UNDERSTANDING_FILE, rules.import_tensors, UNDERSTANDING, own, target
+    )
+    found["understanding"] = Part(params, {})
+  return found
+
+
+def write(
+  parts: Mapping[str, Part],
+  folder: pathlib.Path,
+  suffix: str = files.TORCH,
+  dtype: str | None = None,
+) -> None:
+  """Writes parts in the published layout into an existing folder.
+
+  Args:
+    parts: as `read` gives them; those that are absent are left out.
+    folder: where to write.
+    suffix: ".bin", which the reference reads, or ".safetensors".
+    dtype: stored dtype, None for that of the parts.
+  """
+  if "whitening" in parts:
+    raise ValueError(
+      "expected a model on raw encoder features, got one with a whitening buffer, for"
+      " which the published layout has no place; export a model trained on EVA-CLIP"
+    )
+  encoding, codebook = parts["visual_tokenizer"], parts["codebook"]
+  params = dict(encoding.params)
+  decoder = params.pop("feature_decoder")
+  out = {
+    f"{VISUAL}/{ENCODER_FILE}": eva.write(parts["vit"]),
+    f"{VISUAL}/{TOKENIZER_FILE}": rules.export_tensors(
+      QUANTIZING, params | {"codebook": codebook.params}
+    ),
+  }
+  if "lowres_head" in parts:
+    tree = {"feature_decoder": decoder, "head": parts["lowres_head"].params}
+    out[f"{VISUAL}/{LOWRES_FILE}"] = rules.export_tensors(tables.LOWRES, tree)
+  if "highres_decoder" in parts:
+    tree = parts["highres_decoder"].params
+    out[f"{VISUAL}/{HIGHRES_FILE}"] = rules.export_tensors(tables.HIGHRES, tree)
+  if not {"lowres_head", "highres_decoder"} & set(parts):
+    trunk = rules.export_tensors(tables.FEATURE_DECODER, decoder)
+    out[f"{VISUAL}/{LOWRES_FILE}"] = trunk
+  if "understanding" in parts:
+    tree = parts["understanding"].params
+    out[f"{LANGUAGE}/{UNDERSTANDING_FILE}"] = rules.export_tensors(UNDERSTANDING, tree)
+  for name in (VISUAL, LANGUAGE):
+    (folder / name).mkdir()
+  for stem, content in out.items():
+    files.write_file(folder / f"{stem}{suffix}", files.stored_as(content, dtype))
+  if "llama" in parts:
+    llama.write(parts["llama"], folder / LANGUAGE, suffix, dtype)
+  sizes = {"num_heads": encoding.config["num_heads"]}
+  files.write_json(folder / SIZES_FILE, sizes)
