@@ -151,3 +151,10 @@ def test_another_version_is_refused(tmp_path):
   path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 7}))
   with pytest.raises(ValueError, match="has version 7, this program reads 1"):
     model_directory.read_manifest(tmp_path / "model")
+
+
+def test_a_number_stays_a_number(tmp_path):
+  tree = {"scale": np.float32(2.5)}
+  model_directory.save(tmp_path / "model", {"a": Part(tree, {})})
+  found = model_directory.load(tmp_path / "model", "a", abstract(tree), one_device())
+  assert found["scale"].shape == () and found["scale"] == 2.5

@@ -325,7 +325,7 @@ def export_tensors(
 
 
 def _exported(match: Match, tensor: Tensor) -> Tensor:
-  read = lambda: np.ascontiguousarray(match.transform.inverse(tensor.read()))
+  read = lambda: np.asarray(match.transform.inverse(tensor.read()), order="C")
   return Tensor(_source_shape(match.transform, tensor.shape), tensor.dtype, read)
 
 

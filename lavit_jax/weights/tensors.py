@@ -101,7 +101,7 @@ class Stack:
 
 def of_array(array: Any) -> Tensor:
   """A Tensor around a numpy or jax array, fetched when it is read."""
-  read = lambda: np.ascontiguousarray(np.asarray(array))
+  read = lambda: np.asarray(array, order="C")
   return Tensor(tuple(array.shape), np.dtype(array.dtype), read)
 
 
@@ -118,7 +118,7 @@ def layer_of(leaf: Any, layer: int | None) -> Tensor:
     return leaf
   if layer is None:
     return of_array(leaf)
-  read = lambda: np.ascontiguousarray(np.asarray(leaf[layer]))
+  read = lambda: np.asarray(leaf[layer], order="C")
   return Tensor(tuple(leaf.shape[1:]), np.dtype(leaf.dtype), read)
 
 
@@ -281,7 +281,7 @@ def read_ahead(tensors: Iterable[Tensor]) -> Iterator[np.ndarray]:
 
 def _checked(tensor: Tensor) -> np.ndarray:
   """Reads a tensor and makes sure that it is what was announced."""
-  array = np.ascontiguousarray(tensor.read())
+  array = np.asarray(tensor.read(), order="C")
   if array.shape != tensor.shape or array.dtype != tensor.dtype:
     raise ValueError(
       f"expected a tensor {tensor.dtype}{list(tensor.shape)}, got"
