@@ -3,13 +3,12 @@
     from lavit_jax import LaVIT
     model = LaVIT.load("runs/pretrain/model")
     model.caption(["a.png"]), model.answer("a.png", "What color is the circle?")
-    model.draw("a red circle")[0].codes
+    model.draw("a red circle")[0].save("circle.png")
 
 Requests run in batches of one size, the last one padded, and prompts are batched with
 others of their padded length: a result does not depend on its neighbors.
 """
 
-import dataclasses
 import functools
 import pathlib
 import zlib
@@ -19,33 +18,21 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image, ImageOps
+from PIL import Image
 
-from lavit_jax import sharding
-from lavit_jax.data import images as pictures
+from lavit_jax import pictures, sharding
 from lavit_jax.data import items
 from lavit_jax.data.language import QUESTION
-from lavit_jax.generate import decode
+from lavit_jax.generate import decode, pixels
 from lavit_jax.generate import prompts as layouts
 from lavit_jax.generate.logits import Settings
-from lavit_jax.stages import language, patch_words, tokenizing
+from lavit_jax.pictures import Picture
+from lavit_jax.stages import language, patch_words, pixel_parts, tokenizing
 from lavit_jax.vocabulary import END
 from lavit_jax.weights import model_directory
 
-Picture = Image.Image | np.ndarray | str | pathlib.Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Drawing:
-  """A picture as the model holds it; drawing ends at reconstructed features.
-
-  Attributes:
-    codes: int32[T] visual codes in raster order.
-    features: float32[P, D] patch features reconstructed from the codes.
-  """
-
-  codes: np.ndarray
-  features: np.ndarray
+# A text, or texts and pictures in the order in which the model should see them.
+Prompt = str | Sequence[Picture]
 
 
 class LaVIT:
@@ -95,6 +82,11 @@ class LaVIT:
     return language.load(self.folder, self.mesh, self.dtype)
 
   @property
+  def image_size(self) -> int:
+    """Side in pixels of the pictures that the encoder sees."""
+    return self.coder.tower.image_size
+
+  @property
   def has_words(self) -> bool:
     """True when the model can name what a patch shows (`read_patches`)."""
     return "clip" in model_directory.read_manifest(self.folder)["parts"]
@@ -108,7 +100,7 @@ class LaVIT:
     Returns:
       {"codes": int32[T], "keep": bool[P]} of each picture.
     """
-    return self._tokenize(self._pixels(images))
+    return self._tokenize(pictures.stack(images, self.image_size))
 
   def caption(
     self,
@@ -123,7 +115,7 @@ class LaVIT:
       prompt: text that the description continues.
       max_new: most text tokens.
     """
-    pixels = self._pixels(images)
+    pixels = pictures.stack(images, self.image_size)
     return self._write(pixels, [prompt] * len(pixels), max_new)
 
   def answer(
@@ -133,7 +125,7 @@ class LaVIT:
     max_new: int = 16,
   ) -> list[str]:
     """Answers a question about each picture; a single picture serves all questions."""
-    pixels, questions = self._pixels(images), _texts(questions)
+    pixels, questions = pictures.stack(images, self.image_size), _texts(questions)
     if len(pixels) == 1:
       pixels = np.repeat(pixels, len(questions), axis=0)
     if len(pixels) != len(questions):
@@ -145,7 +137,7 @@ class LaVIT:
 
   def draw_codes(
     self,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[Prompt],
     n: int = 1,
     guidance: float = 4.0,
     top_k: int = 50,
@@ -155,7 +147,7 @@ class LaVIT:
     """Draws the visual codes of prompts.
 
     Args:
-      prompts: texts.
+      prompts: texts; or lists of texts and pictures, whose codes are joined.
       n: drawings per prompt.
       guidance: weight of the prompt; 1 is none.
       top_k: codes to sample from, 0 for all.
@@ -175,58 +167,111 @@ class LaVIT:
       top_k=top_k,
       guidance=guidance,
     )
-    tokenizer, asked = self.language.tokenizer, _texts(prompts)
-    ids = [tokenizer.encode(p) if p else [] for p in asked]
+    asked = _texts(prompts)
+    ids = [self._prompt_ids(prompt) for prompt in asked]
     requests = [layouts.drawing(own, words) for own in ids for _ in range(n)]
-    names = np.array([zlib.crc32(p.encode()) for p in asked], np.uint32)
+    names = [zlib.crc32(np.asarray(own, np.int32).tobytes()) for own in ids]
+    names = np.array(names, np.uint32)
     key = jax.random.key(self.seed if seed is None else seed)
     keys = _keys(key, np.repeat(names, n), np.tile(np.arange(n), len(asked)))
     return [ids - words.code_start for ids in self._continue(requests, settings, keys)]
 
   def draw(
     self,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[Prompt],
     ratio: str = "1:1",
     guidance: float = 4.0,
     n: int = 1,
     top_k: int = 50,
     temperature: float = 1.0,
     seed: int | None = None,
-  ) -> list[Drawing]:
-    """Draws prompts as far as reconstructed features.
+    size: tuple[int, int] | None = None,
+    sampling: pixels.Settings | None = None,
+  ) -> list[Image.Image]:
+    """Draws pictures of prompts.
 
     Args:
-      prompts: texts.
-      ratio: "1:1"; features are a square grid, other ratios are made from pixels.
-      guidance: this and the rest as for `draw_codes`.
+      prompts: texts; or lists of texts and pictures, whose codes are joined.
+      ratio: width to height, one that the pixel decoder was trained on.
+      guidance: of the codes; this and the rest as for `draw_codes`.
+      size: height and width in pixels, instead of `ratio`.
+      sampling: solver, steps and guidance of the pixels; the decoder's own when None.
     """
-    if ratio != "1:1":
-      raise ValueError(
-        f"drawing ends at a square grid of features: expected ratio '1:1', got"
-        f" {ratio!r}; leave it out"
-      )
-    return self._drawings(
-      self.draw_codes(prompts, n, guidance, top_k, temperature, seed)
-    )
+    size = size or pixels.size_of(ratio, self.pixel_decoder.ratios)
+    pixels.check_size(size)
+    codes = self.draw_codes(prompts, n, guidance, top_k, temperature, seed)
+    return self.paint(codes, size, sampling, seed)
 
-  def reconstruct(self, images: Picture | Sequence[Picture]) -> list[Drawing]:
-    """Reconstructs pictures from their own codes, as far as features."""
-    return self._drawings([found["codes"] for found in self.tokenize(images)])
+  def reconstruct(
+    self,
+    images: Picture | Sequence[Picture],
+    ratio: str = "1:1",
+    seed: int | None = None,
+    size: tuple[int, int] | None = None,
+    sampling: pixels.Settings | None = None,
+  ) -> list[Image.Image]:
+    """Draws pictures again from their own codes; arguments as for `draw`."""
+    size = size or pixels.size_of(ratio, self.pixel_decoder.ratios)
+    codes = [found["codes"] for found in self.tokenize(images)]
+    return self.paint(codes, size, sampling, seed)
+
+  def paint(
+    self,
+    codes: Sequence[np.ndarray],
+    size: tuple[int, int],
+    sampling: pixels.Settings | None = None,
+    seed: int | None = None,
+  ) -> list[Image.Image]:
+    """Draws pictures of n lists of codes; noise follows from seed and codes alone.
+
+    Args:
+      codes: int[T] each, from 1 to P of them.
+      size: height and width in pixels.
+      sampling: as for `draw`.
+      seed: that of the model when None.
+    """
+    decoder, size = self.pixel_decoder, pixels.check_size(size)
+    settings = sampling or decoder.settings
+    names = [zlib.crc32(np.asarray(own, np.int32).tobytes()) for own in codes]
+    key = jax.random.key(self.seed if seed is None else seed)
+
+    def run(features, names):
+      keys = _keys(key, names, np.zeros_like(names))
+      return pixel_parts.draw(decoder, features, keys, size, settings)
+
+    if not len(codes):
+      return []
+    features = self._decode(pixel_parts.coder_of(self.coder, decoder), codes)
+    found = self._in_chunks(run, features, np.array(names, np.uint32))
+    return [Image.fromarray(picture) for picture in found]
+
+  @functools.cached_property
+  def pixel_decoder(self) -> pixel_parts.PixelDecoder:
+    """The pixel decoder, that of high resolution first; without one it says so."""
+    return pixel_parts.load_best(self.folder, self.mesh, self.dtype)
+
+  @property
+  def has_pixels(self) -> bool:
+    """True when the model can draw pictures."""
+    return bool(pixel_parts.present(self.folder))
 
   def decode_features(self, codes: Sequence[np.ndarray]) -> np.ndarray:
-    """Patch features float32[n, P, D] of n lists of at most P codes."""
+    """Patch features float32[n, P, D] of n lists of 1 to P codes."""
+    return self._decode(self.coder, codes)
+
+  def _decode(self, coder, codes: Sequence[np.ndarray]) -> np.ndarray:
     size, rows = self.coder.model.num_patches, self.coder.model.num_codes
     packed = np.zeros((len(codes), size), np.int32)
     for row, own in enumerate(codes):
       own = np.asarray(own, np.int32)
-      if len(own) > size or ((own < 0) | (own >= rows)).any():
+      if not 1 <= len(own) <= size or ((own < 0) | (own >= rows)).any():
         raise ValueError(
-          f"expected at most {size} codes in [0, {rows}), got {len(own)} of"
-          f" {own.tolist()[:5]}...; give codes of this model's tokenizer"
+          f"expected 1 to {size} codes in [0, {rows}), got {len(own)} codes, the first"
+          f" {own.tolist()[:5]}; give codes of this model's visual tokenizer"
         )
       packed[row, : len(own)] = own
     lengths = np.array([len(own) for own in codes], np.int32)
-    run = functools.partial(tokenizing.decode_codes, self.coder)
+    run = functools.partial(tokenizing.decode_codes, coder)
     if not len(codes):
       return np.zeros((0, size, self.coder.model.embed_dim), np.float32)
     return self._in_chunks(run, packed, lengths)
@@ -248,14 +293,15 @@ class LaVIT:
   def _word_heads(self):
     return patch_words.load(self.folder, self.coder.tower.embed_dim, self.mesh)
 
-  def _pixels(self, images) -> np.ndarray:
-    """Squashes one or many pictures to uint8[n, size, size, 3]."""
-    bare = isinstance(images, (Image.Image, str, pathlib.Path))
-    if bare or (isinstance(images, np.ndarray) and images.ndim == 3):
-      images = [images]
-    size = self.coder.tower.image_size
-    pixels = [_picture(image, size) for image in images]
-    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+  def _prompt_ids(self, prompt: Prompt) -> list[int]:
+    """Ids of a prompt; a picture is its bare codes, without marks (reference, 8)."""
+    words, ids = self.language.vocabulary, []
+    for part in [prompt] if isinstance(prompt, str) else prompt:
+      if isinstance(part, str):
+        ids += self.language.tokenizer.encode(part) if part else []
+      else:
+        ids += (self.tokenize(part)[0]["codes"] + words.code_start).tolist()
+    return ids
 
   def _tokenize(self, pixels: np.ndarray) -> list[dict[str, Any]]:
     if not len(pixels):
@@ -324,9 +370,6 @@ class LaVIT:
     parts = (self.language, self.coder.tower, self.coder.frozen)
     return language.picture_inputs(*parts, *shown, batch.tokens, batch.feature_index)
 
-  def _drawings(self, codes: list[np.ndarray]) -> list[Drawing]:
-    return [Drawing(*pair) for pair in zip(codes, self.decode_features(codes))]
-
   def _in_chunks(self, function, *arrays: np.ndarray) -> Any:
     """Applies a batched function to padded chunks of at least one row."""
     found = []
@@ -346,18 +389,6 @@ def _padded(array: np.ndarray, size: int) -> np.ndarray:
 
 def _texts(texts: str | Sequence[str]) -> list[str]:
   return [texts] if isinstance(texts, str) else list(texts)
-
-
-def _picture(image: Picture, size: int) -> np.ndarray:
-  """One picture as uint8[size, size, 3], exactly as `prepare` and `tokenize` see it."""
-  if isinstance(image, (str, pathlib.Path)):
-    path = pathlib.Path(image)
-    if not path.is_file():
-      raise ValueError(f"expected a picture at {path}, found no file; check the path")
-    return pictures.decode(path.read_bytes(), size)
-  if isinstance(image, Image.Image):
-    image = np.asarray(pictures.to_rgb(ImageOps.exif_transpose(image)))
-  return pictures.resize(np.asarray(image), size)
 
 
 @jax.jit

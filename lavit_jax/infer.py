@@ -6,24 +6,32 @@
     reconstruct  --images=a.png,b.png --target=DIR
 
 --prompts and --questions may be given several times; one image serves all questions.
-draw and reconstruct write visual codes and reconstructed patch features, one .npz per
-picture; pixels need the pixel decoder. When the model has the toy world's word heads,
-a small PNG beside it shows the color that each patch is read as.
+draw takes --images too: their codes then stand before each prompt, or alone.
+
+draw and reconstruct write one PNG per picture and grid.png, a labelled sheet of all.
+--ratio or --size chooses their shape, --solver, --steps and --pixel_guidance how pixels
+are sampled. A model without pixel decoder ends at visual codes and reconstructed
+features: it writes one .npz per picture and, with the toy world's word heads, a small
+PNG of the color that each patch is read as.
 """
 
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from lavit_jax.api import Drawing, LaVIT
+from lavit_jax import sheet
+from lavit_jax.api import LaVIT
 from lavit_jax.data import scenes
+from lavit_jax.generate import pixels
 
 CELL = 16  # pixels per patch in the pictures of read patches
 BACKGROUND_RGB = (128, 128, 128)
-PIXELS_NOTE = "visual codes and features only: pixels need the pixel decoder"
+PIXELS_NOTE = "visual codes and features only: this model has no pixel decoder"
+CHECKER_NOTE = "image checker: off, the model has no weights for one"
 
 
 def define_flags() -> None:
@@ -35,6 +43,11 @@ def define_flags() -> None:
   flags.DEFINE_string("target", None, "Folder for drawings.")
   flags.DEFINE_integer("n", 1, "Drawings per prompt.", lower_bound=1)
   flags.DEFINE_float("guidance", 4.0, "Weight of the prompt; 1 is none.")
+  flags.DEFINE_string("ratio", "1:1", "Width to height of what is drawn.")
+  flags.DEFINE_string("size", "", "HEIGHTxWIDTH in pixels, instead of --ratio.")
+  flags.DEFINE_string("solver", "", f"One of {sorted(pixels.SOLVERS)}.")
+  flags.DEFINE_integer("steps", 0, "Steps of the solver; 0 takes the model's own.")
+  flags.DEFINE_float("pixel_guidance", 0.0, "As --guidance, of pixels; 0 the model's.")
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")
   flags.DEFINE_integer("batch_size", 8, "Requests per program call.", lower_bound=1)
 
@@ -57,15 +70,50 @@ def answer(model: LaVIT, given: flags.FlagValues) -> None:
 
 def draw(model: LaVIT, given: flags.FlagValues) -> None:
   """Writes drawings of each prompt."""
-  prompts, target = _needed(given, "prompts"), _needed(given, "target")
-  drawings = model.draw(prompts, guidance=given.guidance, n=given.n)
-  _write(model, drawings, [p for p in prompts for _ in range(given.n)], target)
+  target, shown = _needed(given, "target"), [pathlib.Path(i) for i in given.images]
+  texts = given.prompts if shown else _needed(given, "prompts")
+  prompts = [[*shown, text] for text in texts] or [shown]
+  names = [" + ".join([*(i.name for i in shown), *p[len(shown) :]]) for p in prompts]
+  labels = [name for name in names for _ in range(given.n)]
+  if not model.has_pixels:
+    codes = model.draw_codes(prompts, given.n, given.guidance)
+    _write_features(model, codes, labels, target)
+    return
+  made = model.draw(
+    prompts, given.ratio, given.guidance, given.n, **_sampling(model, given)
+  )
+  _write(made, labels, target, sheet.make(made, labels, max(given.n, 4)))
 
 
 def reconstruct(model: LaVIT, given: flags.FlagValues) -> None:
-  """Writes each image's codes and what they say."""
+  """Writes each image again, from its codes."""
   images, target = _needed(given, "images"), _needed(given, "target")
-  _write(model, model.reconstruct(images), images, target)
+  codes = [found["codes"] for found in model.tokenize(images)]
+  if not model.has_pixels:
+    _write_features(model, codes, images, target)
+    return
+  made = model.reconstruct(images, given.ratio, **_sampling(model, given))
+  pairs, labels = [], []
+  for path, picture, own in zip(images, made, codes):
+    pairs += [Image.open(path), picture]
+    labels += [pathlib.Path(path).name, f"from {len(own)} codes"]
+  _write(made, images, target, sheet.make(pairs, labels, 4))
+
+
+def _sampling(model: LaVIT, given: flags.FlagValues) -> dict[str, Any]:
+  """The arguments `size` and `sampling` of `draw` and `reconstruct`."""
+  own, size = model.pixel_decoder.settings, None
+  if given.size:
+    sides = given.size.lower().split("x")
+    if len(sides) != 2 or not all(side.isdigit() for side in sides):
+      raise ValueError(f"expected --size as HEIGHTxWIDTH, got {given.size!r}")
+    size = pixels.check_size(tuple(map(int, sides)))
+  settings = pixels.Settings(
+    given.steps or own.steps,
+    given.pixel_guidance or own.guidance,
+    given.solver or own.solver,
+  )
+  return {"size": size, "sampling": settings}
 
 
 VERBS = {"caption": caption, "answer": answer, "draw": draw, "reconstruct": reconstruct}
@@ -78,21 +126,31 @@ def _needed(given: flags.FlagValues, name: str):
   return value
 
 
-def _write(
-  model: LaVIT, drawings: list[Drawing], labels: list[str], folder: str
-) -> None:
-  """Writes one .npz per drawing, and what its patches are read as."""
+def _write(made, labels: list[str], folder: str, overview: Image.Image) -> None:
+  """Writes one PNG per picture and the sheet of all."""
   target = pathlib.Path(folder)
   target.mkdir(parents=True, exist_ok=True)
-  features = np.stack([drawing.features for drawing in drawings])
+  print(CHECKER_NOTE)
+  for i, (picture, label) in enumerate(zip(made, labels)):
+    picture.save(target / f"{i:04d}.png")
+    print(f"{target / f'{i:04d}.png'}: {label}")
+  overview.save(target / "grid.png")
+  print(f"{target / 'grid.png'}: all of them")
+
+
+def _write_features(model: LaVIT, codes, labels: list[str], folder: str) -> None:
+  """Writes one .npz per list of codes, and what its patches are read as."""
+  target = pathlib.Path(folder)
+  target.mkdir(parents=True, exist_ok=True)
+  features = model.decode_features(codes)
   colors = model.read_patches(features)["color"] if model.has_words else None
   print(PIXELS_NOTE)
-  for i, (drawing, label) in enumerate(zip(drawings, labels)):
+  for i, (own, label) in enumerate(zip(codes, labels)):
     path = target / f"{i:04d}.npz"
-    np.savez(path, codes=drawing.codes, features=drawing.features, source=label)
+    np.savez(path, codes=own, features=features[i], source=label)
     if colors is not None:
       Image.fromarray(patch_picture(colors[i])).save(path.with_suffix(".png"))
-    print(f"{path}: {len(drawing.codes)} codes, {label}")
+    print(f"{path}: {len(own)} codes, {label}")
 
 
 def patch_picture(colors: np.ndarray) -> np.ndarray:

@@ -82,8 +82,8 @@ def take(samples: Samples, params) -> np.ndarray:
   said = model.caption(samples.pixels)
   drawn = None
   if model.has_words:
-    features = np.stack([d.features for d in model.draw(samples.captions)])
-    drawn = model.read_patches(features)["color"]
+    codes = model.draw_codes(samples.captions)
+    drawn = model.read_patches(model.decode_features(codes))["color"]
   grid = Image.new("RGB", (2 * TILE + TEXT_WIDTH, TILE * len(said)), "white")
   pen = ImageDraw.Draw(grid)
   for row, (pixels, true, own) in enumerate(

@@ -202,25 +202,22 @@ def test_drawings_follow_from_prompt_and_seed_alone(model):
     assert ((codes >= 0) & (codes < 32)).all()
 
 
-def test_drawings_end_at_features(model):
-  drawing = model.draw("a red circle", guidance=2.0, top_k=8)[0]
-  assert drawing.features.shape == (16, 16)
-  again = model.decode_features([drawing.codes])[0]
-  np.testing.assert_allclose(again, drawing.features, atol=1e-6)
-  with pytest.raises(ValueError, match="expected ratio '1:1'"):
-    model.draw("a red circle", ratio="4:3")
-  with pytest.raises(ValueError, match="at most 16 codes"):
-    model.decode_features([np.arange(17)])
-
-
-def test_reconstruction_comes_from_the_pictures_own_codes(model):
-  images = pictures(2)
-  for found, drawn in zip(model.tokenize(images), model.reconstruct(images)):
-    np.testing.assert_array_equal(drawn.codes, found["codes"])
-  names = model.read_patches(np.stack([d.features for d in model.reconstruct(images)]))
+def test_codes_become_features_and_words(model):
+  codes = [found["codes"] for found in model.tokenize(pictures(2))]
+  features = model.decode_features(codes)
+  assert features.shape == (2, 16, 16)
+  names = model.read_patches(features)
   assert names["color"].shape == names["shape"].shape == (2, 16)
   assert set(names["color"].ravel()) <= set(api.patch_words.WORDS["color"])
   assert (names["shape"][names["color"] == "background"] == "").all()
+  for wrong in ([], [32], [-1], range(17)):
+    with pytest.raises(ValueError, match=r"1 to 16 codes in \[0, 32\)"):
+      model.decode_features([np.array(wrong, int)])
+
+
+def test_without_a_pixel_decoder_drawing_says_so(model):
+  with pytest.raises(ValueError, match="has no pixel decoder"):
+    model.draw("a red circle")
 
 
 def test_a_stage_one_directory_tokenizes_but_does_not_write(folders):

@@ -32,15 +32,7 @@ def encoder(
   frozen = {"vit": load_vit(folder, tower, mesh, dtype)}
   manifest = model_directory.read_manifest(folder)
   if "whitening" in manifest["parts"]:
-    dim = tower.embed_dim
-    shapes = {
-      "mean": jax.ShapeDtypeStruct((dim,), jnp.float32),
-      "matrix": jax.ShapeDtypeStruct((dim, dim), jnp.float32),
-    }
-    whole = sharding.replicated(mesh)
-    frozen["whitening"] = Whitening(
-      **model_directory.load(folder, "whitening", shapes, whole)
-    )
+    frozen["whitening"] = load_whitening(folder, mesh, tower.embed_dim)
   names = {name: manifest["parts"][name]["checksum"][:16] for name in frozen}
   return tower, frozen, names
 
@@ -53,6 +45,16 @@ def load_vit(folder: str, tower: vit.VisionTransformer, mesh: Mesh, dtype: str) 
   )
   shardings = sharding.parameter_shardings(abstract, axes, mesh)
   return model_directory.load(folder, "vit", abstract, shardings, dtype)
+
+
+def load_whitening(folder: str, mesh: Mesh, dim: int) -> Whitening:
+  """Reads the whitening buffer of a small encoder of width `dim`."""
+  shapes = {
+    "mean": jax.ShapeDtypeStruct((dim,), jnp.float32),
+    "matrix": jax.ShapeDtypeStruct((dim, dim), jnp.float32),
+  }
+  whole = sharding.replicated(mesh)
+  return Whitening(**model_directory.load(folder, "whitening", shapes, whole))
 
 
 def patch_features(tower: vit.VisionTransformer, frozen: Any, images: jax.Array):

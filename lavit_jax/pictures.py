@@ -1,0 +1,31 @@
+"""Pictures as callers give them, squashed as `prepare` and `tokenize` see them."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from lavit_jax.data import images
+
+Picture = Image.Image | np.ndarray | str | pathlib.Path
+
+
+def stack(given: Picture | Sequence[Picture], size: int) -> np.ndarray:
+  """Squashes one or many pictures to uint8[n, size, size, 3]."""
+  bare = isinstance(given, (Image.Image, str, pathlib.Path))
+  if bare or (isinstance(given, np.ndarray) and given.ndim == 3):
+    given = [given]
+  pixels = [_squash(picture, size) for picture in given]
+  return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+
+
+def _squash(picture: Picture, size: int) -> np.ndarray:
+  if isinstance(picture, (str, pathlib.Path)):
+    path = pathlib.Path(picture)
+    if not path.is_file():
+      raise ValueError(f"expected a picture at {path}, found no file; check the path")
+    return images.decode(path.read_bytes(), size)
+  if isinstance(picture, Image.Image):
+    picture = np.asarray(images.to_rgb(ImageOps.exif_transpose(picture)))
+  return images.resize(np.asarray(picture), size)
