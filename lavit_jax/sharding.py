@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -66,15 +67,36 @@ def resolve_mesh_shape(sizes: Mapping[str, int], num_devices: int) -> dict[str, 
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-  """Builds the device mesh with axes `MESH_AXES` from sizes such as {"fsdp": -1}."""
+  """Builds the device mesh with axes `MESH_AXES` from sizes such as {"fsdp": -1}.
+
+  Where the devices are those of several slices, `data` spans the slices: between them
+  there is only the network, and gradients cross it once per step.
+  """
   devices = jax.devices() if devices is None else devices
   shape = resolve_mesh_shape(sizes, len(devices))
+  slices = len({getattr(device, "slice_index", None) for device in devices})
+  if slices > 1:
+    return _mesh_of_slices(shape, slices, devices)
   return jax.make_mesh(
     tuple(shape.values()),
     MESH_AXES,
     axis_types=(AxisType.Auto,) * len(MESH_AXES),
     devices=devices,
   )
+
+
+def _mesh_of_slices(shape: dict[str, int], slices: int, devices: Sequence[Any]) -> Mesh:
+  if shape["data"] % slices:
+    raise ValueError(
+      f"mesh axis data = {shape['data']} must be a multiple of the {slices} slices;"
+      f" set --config.mesh.data={slices}"
+    )
+  inside = shape | {"data": shape["data"] // slices}
+  between = dict.fromkeys(shape, 1) | {"data": slices}
+  arranged = mesh_utils.create_hybrid_device_mesh(
+    tuple(inside.values()), tuple(between.values()), devices
+  )
+  return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def check_divides(mesh: Mesh, **counts: tuple[int, tuple[str, ...]]) -> None:

@@ -46,6 +46,25 @@ class Stage:
   finish: Callable[[TrainState, str], None]
 
 
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+  """What sizes and a mesh alone decide of a stage; no file is read.
+
+  Attributes:
+    model: what trains.
+    abstract: abstract state.
+    shardings: its shardings.
+    initial: seed -> state of step 0.
+    step: the jitted train step of a step number.
+  """
+
+  model: Any
+  abstract: TrainState
+  shardings: TrainState
+  initial: Callable[[int], TrainState]
+  step: Callable[[int], Callable]
+
+
 def born_sharded(
   init: Callable[[jax.Array], Any],
   tx: optax.GradientTransformation,

@@ -37,14 +37,18 @@ def encoder(
   return tower, frozen, names
 
 
-def load_vit(folder: str, tower: vit.VisionTransformer, mesh: Mesh, dtype: str) -> Any:
-  """Reads the encoder's weights onto the mesh."""
+def vit_shapes(tower: vit.VisionTransformer, mesh: Mesh) -> tuple[Any, Any]:
+  """The encoder's abstract float32 parameters and their shardings."""
   size = tower.image_size
   abstract, axes = train_state.abstract_params(
     lambda key: tower.init(key, jnp.zeros((1, size, size, 3)))
   )
-  shardings = sharding.parameter_shardings(abstract, axes, mesh)
-  return model_directory.load(folder, "vit", abstract, shardings, dtype)
+  return abstract, sharding.parameter_shardings(abstract, axes, mesh)
+
+
+def load_vit(folder: str, tower: vit.VisionTransformer, mesh: Mesh, dtype: str) -> Any:
+  """Reads the encoder's weights onto the mesh."""
+  return model_directory.load(folder, "vit", *vit_shapes(tower, mesh), dtype)
 
 
 def load_whitening(folder: str, mesh: Mesh, dim: int) -> Whitening:

@@ -150,23 +150,30 @@ def init_function(model: lavit.LaVIT, num_patches: int):
   return init
 
 
-def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
-  """Assembles the stage on a stage-1 model directory and a pack plan."""
-  tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
-  sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
-  encoder = model_directory.part_config(config.init_from, "vit")
-  words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
+def assemble(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  tower: vit.VisionTransformer,
+  sizes: dict[str, Any],
+  words: Vocabulary,
+) -> base.Assembled:
+  """Makes model, state and step.
+
+  Args:
+    config: stage config.
+    mesh: the mesh.
+    tower: the frozen encoder.
+    sizes: sizes of the visual tokenizer.
+    words: the joint vocabulary.
+  """
   sharding.check_divides(
     mesh,
-    vit_heads=(encoder["num_heads"], ("tensor",)),
+    vit_heads=(tower.num_heads, ("tensor",)),
     merger_heads=(sizes["num_heads"], ("tensor",)),
     num_heads=(config.model.num_heads, ("tensor",)),
     num_kv_heads=(config.model.num_kv_heads, ("tensor",)),
     row_length=(config.data.row_length, ("sequence",)),
     embed_dim=(config.model.embed_dim, ("fsdp",)),
-  )
-  tower, frozen, names = frozen_parts.encoder(
-    config.init_from, mesh, config.dtype, config.unroll
   )
   model = make_model(config, words, sizes)
   init = init_function(model, sizes["num_patches"])
@@ -177,6 +184,19 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     model, tower, tx, words, config.accumulate, config.loss_chunks, weights
   )
   step = base.jitted(step, shardings)
+  return base.Assembled(model, abstract, shardings, initial, lambda number: step)
+
+
+def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
+  """Assembles the stage on a stage-1 model directory and a pack plan."""
+  tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
+  sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
+  words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
+  tower, frozen, names = frozen_parts.encoder(
+    config.init_from, mesh, config.dtype, config.unroll
+  )
+  made = assemble(config, mesh, tower, sizes, words)
+  model, abstract, shardings = made.model, made.abstract, made.shardings
 
   @jax.jit
   def sums(params, frozen, batch):
@@ -198,7 +218,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   def warm(seed):
     """Starts the stage-2 merger as a copy of the stage-1 one."""
-    state = initial(seed)
+    state = made.initial(seed)
     old = _stage1_merger(config.init_from, abstract, shardings)
     return state.replace(params=state.params | {"merger": old})
 
@@ -222,7 +242,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     initial=warm,
     frozen=frozen,
     frozen_names=names | {"codes": checksum},
-    step=lambda number: step,
+    step=made.step,
     batches=batches,
     before_step=lambda state, number: state,
     evaluate=evaluate,

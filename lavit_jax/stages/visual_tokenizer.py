@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from lavit_jax import feed, losses, optimizer, sharding
 from lavit_jax.data import items, pipeline, records
-from lavit_jax.models import codebook, whitening
+from lavit_jax.models import codebook, vit, whitening
 from lavit_jax.models import visual_tokenizer as tokenizer_model
 from lavit_jax.stages import base, frozen_parts, reconstruction
 from lavit_jax.weights import model_directory
@@ -29,11 +29,10 @@ from lavit_jax.weights import model_directory
 SHOWN = 10  # held-out pictures in the grid that evaluation draws
 
 
-def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
-  """Assembles the stage on frozen parts read from `config.init_from`."""
-  tower, frozen, names = frozen_parts.encoder(
-    config.init_from, mesh, config.dtype, config.unroll
-  )
+def assemble(
+  config: ml_collections.ConfigDict, mesh: Mesh, tower: vit.VisionTransformer
+) -> base.Assembled:
+  """Makes model, state and steps over a frozen encoder."""
   model = tokenizer_model.VisualTokenizer(
     **config.model, dtype=config.dtype, remat=config.remat, unroll=config.unroll
   )
@@ -49,25 +48,35 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
         f"the encoder in {config.init_from} has {name} {expected}, got"
         f" config.model.{name} {config.model[name]}; set it to {expected}"
       )
-  num_codes, code_dim = config.model.num_codes, config.model.code_dim
 
   def init(key):
     features = jnp.zeros((1, model.num_patches, model.embed_dim))
     return model.init(key, features, jnp.ones(features.shape[:2], bool))
 
   def random_codebook(key):
-    rows = jax.random.normal(key, (num_codes, code_dim))
+    rows = jax.random.normal(key, (model.num_codes, model.code_dim))
     return codebook.create(codebook.l2_normalize(rows))
 
   tx = optimizer.make(config.optimizer, config.num_steps)
   abstract, shardings, initial = base.born_sharded(init, tx, mesh, random_codebook)
-  item = lambda record, generator: items.picture(record, tower.image_size)
   steps = {
     quantize: base.jitted(
       reconstruction.make_step(model, tower, tx, config, quantize), shardings
     )
     for quantize in (False, True)
   }
+  step = lambda number: steps[number >= config.phase_a_steps]
+  return base.Assembled(model, abstract, shardings, initial, step)
+
+
+def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
+  """Assembles the stage on frozen parts read from `config.init_from`."""
+  tower, frozen, names = frozen_parts.encoder(
+    config.init_from, mesh, config.dtype, config.unroll
+  )
+  made = assemble(config, mesh, tower)
+  model, shardings, num_codes = made.model, made.shardings, config.model.num_codes
+  item = lambda record, generator: items.picture(record, tower.image_size)
   source, held_out = (
     pipeline.Map(pipeline.Pictures(records.Records(folder)), item)
     for folder in (config.data.train, config.data.eval)
@@ -108,19 +117,19 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
       "visual_tokenizer": model_directory.Part(state.params, config.model.to_dict()),
       "codebook": model_directory.Part(
         {"embedding": state.codebook.embedding},
-        {"num_codes": num_codes, "code_dim": code_dim},
+        {"num_codes": num_codes, "code_dim": config.model.code_dim},
       ),
     }
     model_directory.save(folder, parts, base=config.init_from)
 
   return base.Stage(
     mesh=mesh,
-    abstract=abstract,
+    abstract=made.abstract,
     shardings=shardings,
-    initial=initial,
+    initial=made.initial,
     frozen=frozen,
     frozen_names=names,
-    step=lambda number: steps[number >= config.phase_a_steps],
+    step=made.step,
     batches=batches,
     before_step=before_step,
     evaluate=evaluate,

@@ -1,0 +1,107 @@
+"""Compiles a traced program for absent chips, and reads what the compiler says."""
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on one chip.
+
+  Attributes:
+    arguments: parameters, optimizer state, batch and the like, with tile padding.
+    outputs: results that do not live in a donated argument.
+    temporaries: the peak of everything in between.
+    code: the program itself.
+  """
+
+  arguments: int
+  outputs: int
+  temporaries: int
+  code: int
+
+  @property
+  def total(self) -> int:
+    """All of it."""
+    return self.arguments + self.outputs + self.temporaries + self.code
+
+
+class DoesNotFitError(ValueError):
+  """The compiler found no way to fit the program.
+
+  Attributes:
+    used: bytes that it needs on one chip.
+    capacity: bytes that the compiler may use there.
+  """
+
+  def __init__(self, used: float, capacity: float):
+    super().__init__(f"needs {used / 1e9:.2f} GB per chip of {capacity / 1e9:.2f} GB")
+    self.used, self.capacity = used, capacity
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """A compiled program.
+
+  Attributes:
+    text: its text.
+    memory: bytes on one chip.
+    seconds: time to lower and compile.
+  """
+
+  text: str
+  memory: Memory
+  seconds: float
+
+
+def compile_traced(traced: Any, mesh: Mesh) -> Compiled:
+  """Lowers and compiles.
+
+  Args:
+    traced: `jax.jit(f).trace(...)`.
+    mesh: the mesh it was traced on.
+
+  Raises:
+    DoesNotFitError: too large for the chip's memory.
+    ValueError: the compiler cannot print this program.
+  """
+  started = time.monotonic()
+  try:
+    with jax.set_mesh(mesh):
+      compiled = traced.lower().compile()
+  except jax.errors.JaxRuntimeError as error:
+    raise _memory_error(str(error)) or error from error
+  seconds = time.monotonic() - started
+  found = compiled.memory_analysis()
+  memory = Memory(
+    arguments=found.argument_size_in_bytes,
+    outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
+    temporaries=found.temp_size_in_bytes,
+    code=found.generated_code_size_in_bytes,
+  )
+  try:
+    text = compiled.as_text()
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(
+      "this libtpu cannot print the compiled program, so nothing can be counted;"
+      " install the pinned pair: pip install 'jax[tpu]==0.10.2' on Python 3.11"
+    ) from error
+  return Compiled(text, memory, seconds)
+
+
+def _memory_error(message: str) -> DoesNotFitError | None:
+  """Reads "Used 20.51G of 15.75G hbm" out of the compiler's message."""
+  found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+  if not found:
+    return None
+  used, used_unit, capacity, capacity_unit = found.groups()
+  return DoesNotFitError(
+    float(used) * UNITS[used_unit], float(capacity) * UNITS[capacity_unit]
+  )

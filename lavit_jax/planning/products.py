@@ -1,0 +1,84 @@
+"""FLOPs of the matrix products of a compiled program.
+
+On a TPU every product is a convolution, often with windows padded far beyond the data:
+only positions that fall on data are counted. A multiply and an add are two FLOPs.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+from lavit_jax.planning import program
+from lavit_jax.planning.program import Computation, Instruction
+
+
+def flops(computation: Computation, instruction: Instruction) -> int:
+  """FLOPs of one `dot` or `convolution`, 0 of anything else."""
+  if instruction.opcode == "dot":
+    return _dot(computation, instruction)
+  if instruction.opcode == "convolution":
+    return _convolution(computation, instruction)
+  return 0
+
+
+def _sizes(shape: str) -> tuple[int, ...]:
+  return program.dims(shape)[0][1]
+
+
+def _dot(computation: Computation, dot: Instruction) -> int:
+  left = _sizes(computation.operand_shape(dot, 0))
+  contracted = dot.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
+  depth = math.prod(left[int(i)] for i in contracted.split(",") if i)
+  return 2 * math.prod(_sizes(dot.shape)) * depth
+
+
+def _convolution(computation: Computation, conv: Instruction) -> int:
+  labels = conv.attribute(r"dim_labels=(\w+->\w+)").replace("->", "_").split("_")
+  left, kernel, out = labels
+  inputs = _sizes(computation.operand_shape(conv, 0))
+  weights = _sizes(computation.operand_shape(conv, 1))
+  outputs = _sizes(conv.shape)
+  window = conv.attribute(r"window=\{([^}]*)\}") or ""
+  fields = dict(part.split("=") for part in window.split())
+  spatial = sorted(c for c in out if c.isdigit())
+
+  def field(name: str, default: str) -> list[str]:
+    return fields[name].split("x") if name in fields else [default] * len(spatial)
+
+  steps = zip(
+    spatial,
+    field("size", "1"),
+    field("stride", "1"),
+    field("pad", "0_0"),
+    field("lhs_dilate", "1"),
+    field("rhs_dilate", "1"),
+  )
+  pairs = 1
+  for axis, size, stride, pad, spread, gap in steps:
+    pairs *= _pairs(
+      int(size),
+      outputs[out.index(axis)],
+      inputs[left.index(axis)],
+      int(stride),
+      int(pad.split("_")[0]),
+      int(spread),
+      int(gap),
+    )
+  depth = weights[kernel.index("i")]  # already per feature group
+  return 2 * pairs * outputs[out.index("b")] * outputs[out.index("f")] * depth
+
+
+@functools.cache
+def _pairs(
+  window: int, outputs: int, inputs: int, stride: int, pad: int, spread: int, gap: int
+) -> int:
+  """Pairs of output position and window tap that fall on data, not on padding."""
+  extent = (inputs - 1) * spread + 1
+  taps = np.arange(window) * gap - pad
+  count = 0
+  for start in range(0, outputs, 1024):
+    rows = np.arange(start, min(start + 1024, outputs))[:, None] * stride
+    place = rows + taps
+    count += int(((place >= 0) & (place < extent) & (place % spread == 0)).sum())
+  return count

@@ -1,0 +1,63 @@
+"""The analytic FLOPs of a function: the matrix products of its trace, by shape.
+
+The trace is taken before any compiler sees it. Loops count as often as they turn, named
+rematerialization counts as what it recomputes, and what no result needs counts nothing.
+The whole mesh does this work once: a device's share is the sum over its devices, and
+what a compiled program does beyond that share was replicated or recomputed.
+"""
+
+import math
+from typing import Any
+
+from jax.interpreters import partial_eval
+
+
+def flops(closed_jaxpr: Any) -> float:
+  """FLOPs of a traced function (`jax.jit(f).trace(...).jaxpr`), kernels left out."""
+  jaxpr = closed_jaxpr.jaxpr
+  live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _walk(live)
+
+
+def _walk(jaxpr: Any) -> float:
+  return sum(_equation(equation) for equation in jaxpr.eqns)
+
+
+def _equation(equation: Any) -> float:
+  name, params = equation.primitive.name, equation.params
+  if name == "dot_general":
+    (contracted, _), _ = params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    depth = math.prod(left[i] for i in contracted)
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
+  if name == "conv_general_dilated":
+    kernel = equation.invars[1].aval.shape
+    numbers = params["dimension_numbers"].rhs_spec  # output axis, input axis, space
+    taps = math.prod(kernel) // kernel[numbers[0]]
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * taps
+  if name == "pallas_call":
+    return 0.0
+  inner = [_walk(jaxpr) for jaxpr in _inner(params)]
+  if name == "cond":
+    return max(inner)
+  times = params["length"] if name == "scan" else 1
+  if name == "shard_map":
+    times = math.prod(
+      size
+      for axis, size in params["mesh"].shape.items()
+      if axis in params["manual_axes"]
+    )
+  return times * sum(inner)
+
+
+def _inner(params: dict[str, Any]) -> list[Any]:
+  """The jaxprs that an equation calls; rules of differentiation are no calls."""
+  found = []
+  for name, value in params.items():
+    if name.endswith(("_thunk", "jvp_jaxpr_fun", "bwd", "fwd")):
+      continue
+    for one in value if isinstance(value, (tuple, list)) else (value,):
+      one = getattr(one, "jaxpr", one)
+      if hasattr(one, "eqns"):
+        found.append(one)
+  return found

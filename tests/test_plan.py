@@ -1,0 +1,147 @@
+"""The verb `plan`: the real steps on meshes of the CPU, and its figures."""
+
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from configs import pretrain, visual_tokenizer
+from lavit_jax import plan, sharding
+from lavit_jax.planning import compiling, cost, summary, topology, traced
+from lavit_jax.stages import programs
+from lavit_jax.vocabulary import Vocabulary
+
+CONFIGS = {"pretrain": pretrain, "visual_tokenizer": visual_tokenizer}
+MESHES = {
+  "fsdp": {"fsdp": 8},
+  "data": {"data": 8},
+  "tensor": {"fsdp": 2, "tensor": 4},
+  "sequence": {"fsdp": 4, "sequence": 2},
+  "all": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def tiny(stage: str, mesh: str, **changes):
+  """The tiny variant with looped, recomputed layers, as the full size has them."""
+  config = CONFIGS[stage].get_config("tiny")
+  config.mesh.update(dict(data=1, fsdp=1, sequence=1, tensor=1))
+  config.update(dict(unroll=1, remat="full", batch_size=16, accumulate=2))
+  config.mesh.update(MESHES[mesh])
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def program_of(stage: str, mesh: str, **changes) -> programs.Program:
+  config = tiny(stage, mesh, **changes)
+  return programs.STEPS[stage](config, sharding.make_mesh(dict(config.mesh)))
+
+
+needs_compiler = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="needs libtpu: pip install 'lavit_jax[tpu]'",
+)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_counted_flops_are_the_analytic_ones(stage, mesh):
+  topology.without_chips()
+  pod = topology.parse("v5e-8")
+  made = plan.make(tiny(stage, mesh), pod)
+  flops = made["flops_per_step"]
+  assert flops["counted"] == pytest.approx(flops["analytic"], rel=0.02)
+  assert made["unknown_loops"] == [] and made["fits"]
+  assert made["collective_bytes"]
+
+
+def test_analytic_flops_of_stage_2_are_those_of_the_formula():
+  # Written by hand: products per position, forward; attention in full. The language
+  # model runs forward, backward (twice) and once more, without its last product; the
+  # merger likewise; the encoder forward only.
+  rows, length, slots, width, hidden = 16, 192, 2, 192, 512
+  program = program_of("pretrain", "fsdp", **{"data.images_per_row": slots})
+  tokens, pictures, patches, narrow = rows * length, rows * slots, 64, 128
+  attention = lambda queries, keys, dim: 4 * queries * keys * dim
+  square, mlp = 2 * width * width, 2 * width * hidden
+  layer = tokens * (4 * square + 3 * mlp) + attention(tokens, length, width)
+  llm = 4 * (4 * layer - tokens * mlp)
+  vocabulary = Vocabulary(32_000, 1024).padded_size
+  head = 4 * tokens * 2 * width * vocabulary  # recomputed too
+  square, mlp = 2 * narrow * narrow, 2 * narrow * 512
+  seen, places = pictures * patches, pictures * (patches + 1)
+  vit = 4 * (
+    places * (4 * square + 2 * mlp) + attention(places, patches + 1, narrow)
+  ) + seen * (2 * 192 * narrow)
+  layer = seen * (8 * square + 2 * mlp) + 2 * attention(seen, patches, narrow)
+  merger = 2 * (4 * layer - seen * mlp)
+  projection = 3 * tokens * 2 * narrow * width
+  expected = llm + head + vit + merger + projection
+  found = traced.flops(programs.trace(program).jaxpr)
+  assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_a_batch_below_one_row_per_chip_is_refused():
+  with pytest.raises(ValueError, match=r"leaves 0.5 rows per chip, below one; lower"):
+    program_of("pretrain", "fsdp", batch_size=16, accumulate=4)
+  with pytest.raises(ValueError, match="not a multiple of accumulate 3"):
+    program_of("pretrain", "fsdp", batch_size=16, accumulate=3)
+  with pytest.raises(ValueError, match="do not divide micro_batch = 12"):
+    program_of("pretrain", "fsdp", batch_size=24, accumulate=2)
+
+
+def test_full_size_rows_hold_three_pictures():
+  assert programs.images_per_row(pretrain.get_config("7b").data) == 3
+
+
+def figures() -> dict:
+  """A plan of a made-up compilation."""
+  pod = topology.parse("v5e:4x2")
+  program = program_of("pretrain", "fsdp")
+  memory = compiling.Memory(10**9, 0, 2 * 10**9, 10**7)
+  groups = plan.argument_groups(program)
+  times = plan.roofline.Roofline(0.5, 1.0, 0.25, 0.5, 0.1)
+  made = {
+    "program": "pretrain", "topology": str(pod), "chips": 8, "slices": 1,
+    "mesh": dict(program.mesh.shape), "examples": 16, "accumulate": 2, "fits": True,
+    "memory_per_chip": summary.memory_figures(memory, groups, pod.chip.memory),
+    "predicted": summary.prediction(times, pod, 4096, 32, 4 * 197e12),
+    "compile_seconds": 12.0,
+    "receipt": summary.receipt(1.25, 2880, pod, 1.5),
+  }  # fmt: skip
+  return made | summary.cost_figures(cost.Cost(flops=2e12), 2e12, made["mesh"])
+
+
+def test_the_page_states_every_group_and_the_receipt():
+  made = figures()
+  assert json.loads(json.dumps(made)) == made
+  text = summary.page(made)
+  for word in ("parameters", "optimizer", "frozen", "batch", "temporaries", "code"):
+    assert f"GB  {word}" in text
+  assert (
+    "1.250 s   per step" in text and "3,277 tokens/s" in text and "MFU 40.0%" in text
+  )
+  assert "8 chip-hours, cost 12" in text and "gcloud compute tpus" in text
+  assert made["memory_per_chip"]["total"] == 3_010_000_000
+  assert made["memory_per_chip"]["groups"]["parameters"] > 0
+
+
+def test_a_misfit_says_by_how_much_and_what_helps():
+  config = tiny("pretrain", "data")
+  program = programs.STEPS["pretrain"](config, sharding.make_mesh({"data": 8}))
+  made = figures() | plan._misfit(20e9, 16e9, config, program)
+  text = summary.page(made)
+  assert "Does not fit: 20.00 GB per chip of 16.00 GB, 4.00 GB too much." in text
+  assert "Would help: more of the mesh for --config.mesh.fsdp" in text
+
+
+def test_batch_and_parameters_are_counted_by_their_shardings():
+  groups = plan.argument_groups(program_of("pretrain", "fsdp"))
+  program = program_of("pretrain", "data")
+  whole = plan.argument_groups(program)
+  assert groups["batch"] == whole["batch"]
+  assert groups["parameters"] < 0.2 * whole["parameters"]
+  leaves = jax.tree.leaves(program.arguments["state"].params)
+  assert whole["parameters"] == sum(leaf.size * 4 for leaf in leaves)

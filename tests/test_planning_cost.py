@@ -1,0 +1,217 @@
+"""Counting compiled programs: loops, padded windows, collectives, memory of a pod."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lavit_jax import sharding
+from lavit_jax.planning import collectives, cost, products, program, traced
+
+# What the TPU compiler prints, shortened: a loop of five turns whose body starts an
+# all-gather, multiplies beside it, and ends it; then a scattered all-reduce.
+TPU_TEXT = """HloModule jit_step, is_scheduled=true
+
+%body.1 (p.1: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %p.1 = (s32[]{:T(128)}, bf16[8,16]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %x.1 = bf16[8,16]{1,0} get-tuple-element(%p.1), index=1
+  %start.1 = (bf16[8,16]{1,0}, bf16[32,16]{1,0}) fusion(%x.1), kind=kCustom,
+    calls=%fused_start.1
+  %mid.1 = (bf16[8,16]{1,0}, bf16[32,16]{1,0}) fusion(%x.1), kind=kOutput, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"1000"}
+  %end.1 = bf16[32,16]{1,0} fusion(%x.1), kind=kCustom, calls=%fused_end.1
+  ROOT %t.1 = (s32[]{:T(128)}, bf16[8,16]{1,0}) tuple(%i.1, %x.1)
+}
+
+%fused_start.1 (q.1: bf16[8,16]) -> (bf16[8,16], bf16[32,16]) {
+  %q.1 = bf16[8,16]{1,0} parameter(0)
+  %all-gather.1 = bf16[32,16]{1,0} all-gather(%q.1), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  ROOT %cc.1 = (bf16[8,16]{1,0}, bf16[32,16]{1,0}, /*index=2*/s32[2]{0:S(4)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (q.2: bf16[8,16]) -> (bf16[8,8], bf16[32,16]) {
+  %q.2 = bf16[8,16]{1,0} parameter(0)
+  %all-gather.2 = bf16[32,16]{1,0} all-gather(%q.2), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  %conv.1 = bf16[8,8]{1,0} convolution(%q.2, %q.2), dim_labels=bf_oi->bf
+  ROOT %t.2 = (bf16[8,8]{1,0}, bf16[32,16]{1,0}) tuple(%conv.1, %all-gather.2)
+}
+
+%fused_end.1 (q.3: bf16[8,16]) -> bf16[32,16] {
+  %q.3 = bf16[8,16]{1,0} parameter(0)
+  %all-gather.3 = bf16[32,16]{1,0} all-gather(%q.3), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  ROOT %cc.2 = bf16[32,16]{1,0} custom-call(%all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%condition.1 (p.2: (s32[], bf16[8,16])) -> pred[] {
+  %p.2 = (s32[]{:T(128)}, bf16[8,16]{1,0}) parameter(0)
+  %i.2 = s32[]{:T(128)} get-tuple-element(%p.2), index=0
+  %five = s32[]{:T(128)} constant(5)
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i.2, %five), direction=LT
+}
+
+%all-reduce-scatter.1 (q.4: f32[32,16]) -> f32[8,16] {
+  %q.4 = f32[32,16]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %all-reduce.1 = f32[32,16]{1,0} all-reduce(%q.4), channel_id=2, replica_groups=[4,2]<=[2,4]T(1,0), to_apply=%add.1
+  ROOT %ds.1 = f32[8,16]{1,0} dynamic-slice(%all-reduce.1, %zero, %zero), dynamic_slice_sizes={8,16}
+}
+
+ENTRY %main.1 (a.1: bf16[8,16], b.1: f32[32,16]) -> f32[8,16] {
+  %a.1 = bf16[8,16]{1,0} parameter(0)
+  %b.1 = f32[32,16]{1,0} parameter(1)
+  %n.1 = s32[] constant(0)
+  %in.1 = (s32[], bf16[8,16]{1,0}) tuple(%n.1, %a.1)
+  %while.1 = (s32[]{:T(128)}, bf16[8,16]{1,0}) while(%in.1), condition=%condition.1, body=%body.1
+  ROOT %fusion.9 = f32[8,16]{1,0} fusion(%b.1), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""  # noqa: E501
+
+
+@functools.cache
+def tpu_cost() -> cost.Cost:
+  return cost.count(TPU_TEXT, 8)
+
+
+def test_a_loop_counts_as_often_as_it_turns():
+  found = tpu_cost()
+  assert found.loops == {"while.1": 5}
+  assert found.flops == 5 * 2 * 8 * 8 * 16
+  assert found.cycles == 5 * 1000
+
+
+def test_an_asynchronous_collective_counts_once_at_its_start():
+  gather, scatter = tpu_cost().collectives
+  assert (gather.kind, gather.is_async, gather.calls) == ("all-gather", True, 5)
+  assert gather.total == 5 * 3 * (8 * 16 * 2)
+  assert (scatter.kind, scatter.is_async) == ("reduce-scatter", False)
+  assert scatter.total == 32 * 16 * 4 / 2
+
+
+def test_groups_name_their_mesh_axes():
+  gather, scatter = tpu_cost().collectives
+  mesh = {"data": 2, "fsdp": 4, "sequence": 1, "tensor": 1}
+  assert gather.group == (0, 1, 2, 3) and scatter.group == (0, 4)
+  assert collectives.mesh_axes(gather.group, mesh) == ("fsdp",)
+  assert collectives.mesh_axes(scatter.group, mesh) == ("data",)
+
+
+@pytest.mark.parametrize(
+  ("groups", "expected"),
+  [
+    ("replica_groups={{0,2},{1,3}}", (0, 2)),
+    ("replica_groups={}", (0, 1, 2, 3, 4, 5, 6, 7)),
+    ("replica_groups=[2,4]<=[8]", (0, 1, 2, 3)),
+    ("replica_groups=[4,2]<=[2,2,2]T(0,2,1)", (0, 2)),
+    ("replica_groups=mesh['a'=8] {'a':(1)2}", (0, 4)),
+    ("replica_groups=mesh['a'=8] {'a':(2)2}", (0, 2)),
+    ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", tuple(range(8))),
+    ("source_target_pairs={{0,4},{4,0}}", (0, 4)),
+  ],
+)
+def test_every_spelling_of_groups_is_read(groups, expected):
+  line = program.Instruction("x", "f32[2]", "all-reduce", (), "", f", {groups}, a=b")
+  assert collectives.first_group(line, 8) == expected
+
+
+def convolution(attributes: str, left: str, kernel: str, out: str) -> int:
+  text = f"""ENTRY %main (a: {left}, b: {kernel}) -> {out} {{
+  %a = {left} parameter(0)
+  %b = {kernel} parameter(1)
+  ROOT %c = {out} convolution(%a, %b), {attributes}
+}}"""
+  parsed = program.parse(text)
+  return products.flops(parsed.computations["main"], parsed.computations["main"].root)
+
+
+def test_windows_padded_beyond_the_data_count_what_falls_on_data():
+  # A batched product as TPU writes it: each output place sees one place of the data.
+  labels = "dim_labels=0bf_0io->0bf"
+  window = "window={size=4 pad=3_3 rhs_reversal=1}"
+  found = convolution(
+    f"{window}, {labels}", "f32[1,8,16]", "f32[4,16,32]", "f32[4,8,32]"
+  )
+  assert found == 2 * 4 * 8 * 16 * 32
+  # A 3 x 3 picture convolution with borders: 3 + 3 + ... taps, less at the edges.
+  labels = "dim_labels=b01f_01io->b01f"
+  window = "window={size=3x3 pad=1_1x1_1}"
+  found = convolution(
+    f"{window}, {labels}", "f32[2,5,5,4]", "f32[3,3,4,6]", "f32[2,5,5,6]"
+  )
+  assert found == 2 * 2 * (13 * 13) * 4 * 6
+
+
+def test_text_without_a_program_names_the_remedy():
+  with pytest.raises(ValueError, match="cannot print it: install the pinned pair"):
+    cost.count("nothing here", 1)
+
+
+WIDTH, LAYERS, ROWS = 64, 6, 32
+
+
+def looped(x, kernels):
+  def layer(x, kernel):
+    return jax.nn.relu(x @ kernel), None
+
+  return jax.lax.scan(jax.checkpoint(layer), x, kernels)[0].sum()
+
+
+def unrolled(x, kernels):
+  for kernel in kernels:
+    x = jax.nn.relu(x @ kernel)
+  return x.sum()
+
+
+def shapes(rows=ROWS, width=WIDTH):
+  of = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+  return of(rows, width), of(LAYERS, width, width)
+
+
+def test_trace_and_program_agree_with_the_formula():
+  # Forward, two products backward, and the recomputed forward.
+  per_layer = 2 * ROWS * WIDTH * WIDTH
+  traced_step = jax.jit(jax.grad(looped, argnums=1)).trace(*shapes())
+  # No gradient goes to x: the first layer's is still made inside the loop.
+  assert traced.flops(traced_step.jaxpr) == pytest.approx(4 * LAYERS * per_layer)
+  found = cost.count(traced_step.lower().compile().as_text(), 1)
+  assert found.flops == pytest.approx(4 * LAYERS * per_layer)
+  assert set(found.loops.values()) == {LAYERS}
+
+
+def test_the_counter_agrees_with_cost_analysis_without_loops():
+  # Wide, since the compiler's figure holds the elementwise operations too.
+  wide = shapes(1024, 512)
+  compiled = jax.jit(jax.grad(unrolled, argnums=1)).lower(*wide).compile()
+  counted = cost.count(compiled.as_text(), 1).flops
+  assert counted == pytest.approx(compiled.cost_analysis()["flops"], rel=0.005)
+
+
+def test_what_no_result_needs_counts_nothing():
+  def wasteful(x, kernels):
+    unrolled(x, kernels)
+    return x @ kernels[0]
+
+  found = traced.flops(jax.jit(wasteful).trace(*shapes()).jaxpr)
+  assert found == 2 * ROWS * WIDTH * WIDTH
+
+
+def test_a_sharded_product_counts_its_share_and_its_exchange():
+  mesh = sharding.make_mesh({"fsdp": 4, "tensor": 2})
+  spread = lambda shape, *axes: jax.ShapeDtypeStruct(
+    shape, jnp.float32, sharding=NamedSharding(mesh, P(*axes))
+  )
+  x, kernel = spread((32, 64), "fsdp", None), spread((64, 16), "fsdp", "tensor")
+  with jax.set_mesh(mesh):
+    whole = NamedSharding(mesh, P("fsdp", "tensor"))
+    compiled = jax.jit(jnp.matmul, out_shardings=whole).lower(x, kernel).compile()
+  found = cost.count(compiled.as_text(), 8)
+  assert found.flops == 2 * 32 * 64 * 16 / 8
+  by_axis = found.bytes_by(
+    lambda one: (one.kind, *collectives.mesh_axes(one.group, dict(mesh.shape)))
+  )
+  # Each device gathers the three other parts of its half of the kernel.
+  assert by_axis == {("all-gather", "fsdp"): 3 * 16 * 8 * 4}
+  assert np.isfinite(found.cycles)

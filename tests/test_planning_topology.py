@@ -1,0 +1,111 @@
+"""Names of pods, their links, and what is asked of Google Cloud."""
+
+import importlib.util
+
+import pytest
+
+from lavit_jax.planning import compiling, roofline, topology
+from lavit_jax.planning.collectives import Collective
+from lavit_jax.planning.cost import Cost, Kernel
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "chips"),
+  [
+    ("v5p:4x4x4", "v5p:4x4x4", 64),
+    ("v5p-128", "v5p:4x4x4", 64),
+    ("v4-128", "v4:4x4x4", 64),
+    ("v5e-64", "v5e:8x8", 64),
+    ("v5litepod-256", "v5e:16x16", 256),
+    ("v6e-256", "v6e:16x16", 256),
+    ("v5p-1024", "v5p:8x8x8", 512),
+  ],
+)
+def test_both_spellings_name_the_same_pod(name, text, chips):
+  pod = topology.parse(name)
+  assert (str(pod), pod.chips) == (text, chips)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("v9-3", r"unknown topology 'v9-3'; expected a chip of \['v4', 'v5e'"),
+    ("v5e-63", r"v5e has no slice of size 63; sizes are \[1, 4, .* \(chips\)"),
+    ("v5p-6", r"v5p has no slice of size 6; .* \(TensorCores, two per chip\)"),
+    ("v5p:4x4", "has 2 dimensions but v5p is a 3-D torus; write it like v5p:4x4x4"),
+  ],
+)
+def test_unknown_pods_are_refused_in_one_sentence(name, message):
+  with pytest.raises(ValueError, match=message):
+    topology.parse(name)
+
+
+def test_slices_multiply_the_chips():
+  assert topology.parse("v5e-256", 2).chips == 512
+  with pytest.raises(ValueError, match="expected at least one slice, got 0"):
+    topology.parse("v5e-256", 0)
+
+
+def test_the_create_command_names_shape_or_size():
+  assert "--accelerator-type=v5p-128 " in topology.create_command(
+    topology.parse("v5p:4x4x4")
+  )
+  odd = topology.create_command(topology.parse("v5p:2x4x8"))
+  assert "--type=v5p --topology=2x4x8" in odd
+  two = topology.create_command(topology.parse("v5e-256", 2))
+  assert "--node-count=2 --node-prefix=lavit" in two
+  assert "--accelerator-type=v5litepod-256" in two
+
+
+def test_links_follow_the_torus():
+  pod = topology.parse("v5p:4x4x8")
+  line = lambda axis, n: [
+    tuple([0] + [i if a == axis else 0 for a in range(3)]) for i in range(n)
+  ]
+  link = pod.chip.link
+  assert topology.bandwidth(pod, line(0, 4)) == 2 * link  # a ring
+  assert topology.bandwidth(pod, line(2, 4)) == link  # half of one
+  small = topology.parse("v5e-64")
+  square = [(0, x, y) for x in range(8) for y in range(8)]
+  assert topology.bandwidth(small, square) == 2 * small.chip.link  # no rings below 16
+  assert topology.bandwidth(small, [(0, 0, 0), (1, 0, 0)]) == topology.NETWORK
+
+
+def test_synchronous_collectives_add_and_asynchronous_ones_hide():
+  pod = topology.parse("v5e-64")
+  places = [(0, i // 8, i % 8) for i in range(64)]
+  group = tuple(range(64))
+  seconds = lambda s: s * 2 * pod.chip.link
+  found = Cost(
+    flops=pod.chip.flops,
+    cycles=2 * pod.chip.clock,
+    collectives=[
+      Collective("all-gather", "f32[2]", seconds(0.25), group, 4, True, ""),
+      Collective("all-reduce", "f32[2]", seconds(0.5), group, 1, False, ""),
+    ],
+    kernels=[Kernel("splash", 0.1 * pod.chip.flops, 2)],
+  )
+  times = roofline.estimate(found, pod, places, pod.chip.bandwidth)
+  assert times.products == pytest.approx(1.2)
+  assert times.compute == pytest.approx(2 + 0.2 / roofline.KERNEL_EFFICIENCY)
+  assert (times.hidden, times.exposed) == pytest.approx((1.0, 0.5))
+  assert times.predicted == pytest.approx(times.compute + 0.5)
+  assert times.bound == "compute"
+
+
+def test_the_compilers_memory_error_is_read():
+  message = (
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory"
+    " space hbm. Used 20.50G of 15.75G hbm. Exceeded hbm capacity by 4.75G."
+  )
+  error = compiling._memory_error(message)
+  assert error.used - error.capacity == pytest.approx(4.75 * 2**30)
+  assert compiling._memory_error("something else") is None
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed"
+)
+def test_a_missing_compiler_ends_in_one_sentence():
+  with pytest.raises(ValueError, match=r"planning needs libtpu, .* pip install"):
+    topology.devices(topology.parse("v5e-64"))
