@@ -12,7 +12,8 @@ def base(stage: str, **fields) -> ml_collections.ConfigDict:
       # -1 takes the devices that are left. Axes: data, fsdp, sequence, tensor.
       mesh=dict(data=1, fsdp=-1, sequence=1, tensor=1),
       dtype="bfloat16",
-      # What the backward pass recomputes: "none", "dots" or "full".
+      # What the backward pass recomputes, a name of layers.stack.REMAT_POLICIES:
+      # "none", "dots" (all but linear maps), "attention" (all but its kernel), "full".
       remat="full",
       # Layers per scan step; XLA on CPU runs faster with all layers unrolled.
       unroll=1,

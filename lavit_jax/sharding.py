@@ -126,6 +126,15 @@ def is_partitioned() -> bool:
   return not mesh.empty and mesh.size > 1
 
 
+def platform() -> str:
+  """What the devices of the mesh in use are, "tpu" or "cpu"; "" without a mesh.
+
+  They need not be those of this process: programs are compiled for absent chips too.
+  """
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device is not None else ""
+
+
 def axis_size(name: str) -> int:
   """Devices that a logically named dimension is spread over; 1 without a mesh."""
   if not is_partitioned():

@@ -3,9 +3,17 @@
 import flax.linen as nn
 import jax
 
+from lavit_jax.layers import splash
+
+# What a layer's backward pass finds saved; the rest it recomputes.
 REMAT_POLICIES = {
+  # Everything.
   "none": None,
+  # Its input alone.
   "full": jax.checkpoint_policies.nothing_saveable,
+  # Its input and, where the attention kernel runs, the kernel's result.
+  "attention": jax.checkpoint_policies.save_only_these_names(splash.SAVED),
+  # The results of its linear maps.
   "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
 }
 

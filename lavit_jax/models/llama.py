@@ -57,14 +57,15 @@ class SelfAttention(nn.Module):
   dtype: str = "bfloat16"
 
   @nn.compact
-  def __call__(self, x, cache, positions, mask, start):
+  def __call__(self, x, cache, positions, segment_ids, mask, start):
     """Attends.
 
     Args:
       x: dtype[B, T, D].
       cache: key and value dtype[B, S, K, H] of this layer, or None.
       positions: int32[B, T].
-      mask: bool[B, T, S].
+      segment_ids: int32[B, T]; without a cache they alone decide who sees whom.
+      mask: bool[B, T, S] over the cache, or None.
       start: int32[] cache slot of the first token.
 
     Returns:
@@ -96,7 +97,9 @@ class SelfAttention(nn.Module):
       key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, start, axis=1)
       value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, start, axis=1)
       cache = (key, value)
-    mixed = attention.attend(query, key, value, mask)
+      mixed = attention.attend(query, key, value, mask)
+    else:
+      mixed = attention.attend_packed(query, key, value, segment_ids)
     out = linear.Einsum(
       "btnh,nhd->btd",
       (self.num_heads, self.head_dim, dim),
@@ -129,7 +132,7 @@ class Block(nn.Module):
   dtype: str = "bfloat16"
 
   @nn.compact
-  def __call__(self, x, cache, positions, mask, start):
+  def __call__(self, x, cache, positions, segment_ids, mask, start):
     """One layer: arguments and results as `SelfAttention`, around a residual."""
     attend = SelfAttention(
       self.num_heads,
@@ -140,7 +143,7 @@ class Block(nn.Module):
       name="attention",
     )
     normed = norm.RMSNorm(self.norm_eps, name="attention_norm")(x)
-    mixed, cache = attend(normed, cache, positions, mask, start)
+    mixed, cache = attend(normed, cache, positions, segment_ids, mask, start)
     x = constrain(x + mixed, "act_batch", "act_length", None)
     normed = norm.RMSNorm(self.norm_eps, name="mlp_norm")(x)
     x = x + mlp.GatedMlp(self.mlp_dim, self.dtype, name="mlp")(normed)
@@ -183,7 +186,7 @@ class Llama(nn.Module):
   def setup(self):
     self.embedding = linear.Embed(self.padded_size, self.embed_dim, self.dtype)
     blocks = stack.layers(
-      Block, self.num_layers, self.remat, self.unroll, scanned=1, broadcast=3
+      Block, self.num_layers, self.remat, self.unroll, scanned=1, broadcast=4
     )
     self.blocks = blocks(
       self.num_heads,
@@ -224,15 +227,15 @@ class Llama(nn.Module):
     """
     x = constrain(inputs.astype(self.dtype), "act_batch", "act_length", None)
     if cache is None:
-      mask = sequence.packed_mask(segment_ids, segment_ids)
-      x, _ = self.blocks(x, None, positions, mask, 0)
+      x, _ = self.blocks(x, None, positions, segment_ids, None, 0)
       return self.norm(x), None
     start = cache.length
     filled = jax.lax.dynamic_update_slice_in_dim(
       cache.segment_ids, segment_ids, start, axis=1
     )
     mask = sequence.packed_mask(segment_ids, filled, start)
-    x, (key, value) = self.blocks(x, (cache.key, cache.value), positions, mask, start)
+    stacked = (cache.key, cache.value)
+    x, (key, value) = self.blocks(x, stacked, positions, segment_ids, mask, start)
     length = start + inputs.shape[1]
     return self.norm(x), attention.KVCache(key, value, filled, length)
 
