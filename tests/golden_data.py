@@ -84,10 +84,15 @@ def abstract_params(module, *inputs, **options) -> dict:
 
 
 def random_params(module, *inputs, std: float = 0.2) -> dict:
-  """Parameters without compiling `init`: normal, norm scales around 1."""
+  """Parameters without compiling `init`."""
+  return random_like(abstract_params(module, *inputs), std)
+
+
+def random_like(abstract: dict, std: float = 0.2) -> dict:
+  """A random tree for an abstract one: normal, norm scales around 1."""
   rng = np.random.default_rng(0)
   params = {}
-  for path, leaf in rules.flatten(abstract_params(module, *inputs)).items():
+  for path, leaf in rules.flatten(abstract).items():
     noise = rng.normal(size=leaf.shape, scale=std).astype(np.float32)
     params[path] = noise + path.endswith("scale")
   return rules.unflatten(params)
