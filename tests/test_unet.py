@@ -105,6 +105,19 @@ def test_the_table_covers_every_parameter(name):
   }
 
 
+def test_weights_survive_the_way_to_us_and_back_bit_by_bit():
+  for linear_projection in (True, False):
+    fields = SMALL | dict(linear_projection=linear_projection)
+    target, table = target_of(fields), stable_diffusion.unet_table(fields)
+    shapes = rules.source_shapes(table, target)
+    state = golden_data.random_like(
+      {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in shapes.items()}
+    )
+    golden_data.import_checked(table, state, target)
+    projection = shapes["mid_block.attentions.0.proj_in.weight"]
+    assert len(projection) == (2 if linear_projection else 4)
+
+
 def test_the_published_config_gives_the_variant():
   fields = unet.fields_from_config(SD15)
   assert {key: fields[key] for key in unet.VARIANTS["sd15"]} == unet.VARIANTS["sd15"]
