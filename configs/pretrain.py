@@ -39,11 +39,16 @@ def get_config(variant: str = "tiny"):
       row_length=2048,
       # Image slots per row; 0 lets the mixture decide.
       images_per_row=0,
-      # Rows to plan before they repeat; 0 shows every document of each source once.
+      # Rows to plan before they repeat; 0 plans until the source that lasts longest has
+      # shown each of its documents plan_epochs times.
       plan_rows=0,
+      plan_epochs=1.0,
+      # Pairs of picture and text longer than a row: "refuse" or "skip". Texts are cut.
+      long_pairs="refuse",
       eval_rows=4096,
-      # Share of each kind of document in tokens; text to vision-language is 2 : 1.
-      mixture=dict(caption=0.17, answer=0.0, text_image=0.16, text=0.67),
+      # Share of each kind of document in tokens; text to vision-language is 2 : 1, and
+      # at LaVIT's lengths the captions fill 96 % of three image slots per row.
+      mixture=dict(caption=0.185, answer=0.0, text_image=0.145, text=0.67),
       # Drawings whose text is dropped: the unconditional stream of guidance.
       prompt_drop=0.1,
     ),

@@ -4,6 +4,9 @@ import collections
 import concurrent.futures
 import contextlib
 import itertools
+import os
+import pathlib
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from lavit_jax import sharding
-from lavit_jax.data import pack_plan, pipeline, records, rows
+from lavit_jax.data import pack_plan, pipeline, plan_files, records, rows
 from lavit_jax.data.text import TextTokenizer
 from lavit_jax.vocabulary import Vocabulary
 
@@ -210,17 +213,41 @@ def packed_rows(
       f"expected a sidecar of the text tokenizer {tokenizer.checksum[:16]}, got one of"
       f" {made_with[:16]} in {folder}/codes; run python -m lavit_jax.tokenize again"
     )
-  data = config.data
-  plan = pack_plan.plan_rows(
-    sidecar.lengths,
-    dict(data.mixture),
+  plan = _stored_plan(prepared, sidecar, config, num_rows, prompt_drop)
+  return rows.Rows(
+    plan, prepared, sidecar, plan.row_length, plan.images_per_row, image_size, words
+  )
+
+
+def _stored_plan(prepared, sidecar, config, num_rows, prompt_drop):
+  """The plan beside the codes; of several hosts the first makes it."""
+  data, folder = config.data, sidecar.folder
+  settings = dict(
+    weights=dict(data.mixture),
     seed=config.seed,
     rows=num_rows,
     row_length=data.row_length,
     images_per_row=data.images_per_row,
+    epochs=data.plan_epochs,
     uncond_fraction=prompt_drop,
-    name=lambda record: prepared[record]["id"],
+    long_pairs=data.long_pairs,
   )
-  return rows.Rows(
-    plan, prepared, sidecar, plan.row_length, plan.images_per_row, image_size, words
-  )
+  facts = {"settings": settings, "lengths": sidecar.manifest}
+  if not os.access(folder, os.W_OK):  # a data set that others share read-only
+    folder = pathlib.Path(tempfile.gettempdir()) / "lavit_jax_plans"
+
+  def make():
+    return pack_plan.plan_windows(
+      sidecar.lengths, **settings, name=lambda record: prepared[record]["id"]
+    )
+
+  def find():
+    return plan_files.find_or_make(folder, facts, make)
+
+  if jax.process_count() > 1:
+    if jax.process_index() == 0:
+      find()
+    multihost_utils.sync_global_devices("pack plan")
+  plan = find()
+  logging.info("pack plan in %s: %s", folder, pack_plan.summary(plan))
+  return plan

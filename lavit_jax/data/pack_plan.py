@@ -7,25 +7,18 @@
 In every window the documents with pixels are dealt first, the longest to the emptiest
 row, at most M to a row. Documents without pixels then complete the rows: by pairs whose
 lengths add up best, or, where the mixture has long texts, dealt likewise and the gaps
-filled with pieces of these texts. What does not fit passes to the next window.
+filled with pieces of these texts. What does not fit passes to the next window, so the
+memory of planning is that of the lengths and of one window.
 """
 
 import dataclasses
-import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from etils import epath
 
-from lavit_jax.data import packing, records, shards
-from lavit_jax.data.documents import (
-  DOCUMENT,
-  IMAGE_TEXT,
-  SOURCES,
-  Stream,
-  list_documents,
-)
+from lavit_jax.data import mixture, packing, records
+from lavit_jax.data.documents import CHUNK, DOCUMENT, IMAGE_TEXT, SOURCES
 
 WINDOW = 512  # rows planned together
 RESERVE = 256  # documents kept to choose from while rows are completed
@@ -62,27 +55,18 @@ class PackPlan:
 
   def figures(self) -> dict[str, float]:
     """Returns the filled share of tokens and image slots and the realized mixture."""
-    length = self.documents["length"].astype(np.int64)
-    pictures = int((self.documents["kind"] == IMAGE_TEXT).sum())
-    by_source = np.bincount(self.documents["source"], length, len(SOURCES))
-    share = by_source / max(1, length.sum())
+    pictures, by_source = 0, np.zeros(len(SOURCES))
+    for start in range(0, len(self.documents), CHUNK):
+      some = self.documents[start : start + CHUNK]
+      pictures += int((some["kind"] == IMAGE_TEXT).sum())
+      by_source += np.bincount(some["source"], some["length"], len(SOURCES))
+    total = by_source.sum()
+    share = by_source / max(1, total)
     return {
-      "tokens": float(length.sum() / (len(self) * self.row_length)),
+      "tokens": float(total / (len(self) * self.row_length)),
       "image_slots": pictures / (len(self) * self.images_per_row),
       **{name: float(share[i]) for i, name in enumerate(SOURCES)},
     }
-
-  def save(self, path: epath.PathLike) -> None:
-    """Writes the plan as one .npz file, atomically."""
-    facts = dataclasses.asdict(self)
-    arrays = {name: facts.pop(name) for name in ("row_offsets", "documents")}
-    shards.write_arrays(path, facts=np.array(json.dumps(facts)), **arrays)
-
-
-def load(path: epath.PathLike) -> PackPlan:
-  """Reads a plan that `PackPlan.save` wrote."""
-  arrays = shards.read_arrays(path)
-  return PackPlan(**json.loads(str(arrays.pop("facts"))), **arrays)
 
 
 def summary(plan: PackPlan) -> str:
@@ -101,102 +85,42 @@ def summary(plan: PackPlan) -> str:
   )
 
 
-class Cutter:
-  """Cuts long texts to the space that rows have left, without losing a token."""
-
-  def __init__(self, stream: Stream, least: int):
-    self.stream, self.least = stream, least  # least: tokens of the smallest piece
-    self.text, self.start = None, 0
-
-  def fill(self, space: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pieces DOCUMENT[n] and their rows i64[n]; reduces `space` in place."""
-    pieces, row_of = [], []
-    for row in range(len(space)):
-      while space[row] >= self.least:
-        if self.text is None:
-          self.text, self.start = self.stream.take(1)[0], 0
-        rest = int(self.text["length"]) - self.start
-        take = min(int(space[row]), rest)
-        if 0 < rest - take < self.least:  # leave no crumb behind
-          take = rest - self.least
-        if take < self.least:
-          break
-        piece = self.text.copy()
-        piece["start"], piece["length"] = self.start, take
-        pieces.append(piece)
-        row_of.append(row)
-        space[row] -= take
-        self.start += take
-        if take == rest:
-          self.text = None
-    return np.array(pieces, DOCUMENT), np.array(row_of, np.int64)
-
-
-# Planning
-
-
-def image_slots(
-  weights: dict[str, float], means: dict[str, float], row_length: int
-) -> int:
-  """Chooses M from the mixture and the mean lengths of its documents.
-
-  Args:
-    weights: share of tokens by source, of sum 1.
-    means: mean length by source.
-    row_length: L.
-
-  Returns:
-    M, at least 1; up to 5 % of the pictures asked for may stay out.
-  """
-  pictures = [name for name in ("caption", "answer") if name in weights]
-  wanted = sum(weights[name] * row_length / means[name] for name in pictures)
-  # Where pictures alone must fill the rows, short ones need slots to spare.
-  spare = 1.15 if len(pictures) == len(weights) else 0.95
-  return max(1, math.ceil(spare * wanted))
-
-
-def fit_weights(
-  weights: dict[str, float], means: dict[str, float], row_length: int, slots: int
-) -> dict[str, float]:
-  """Lowers the share of pictures to what the slots of a row can hold."""
-  pictures = [name for name in ("caption", "answer") if name in weights]
-  wanted = sum(weights[name] * row_length / means[name] for name in pictures)
-  share = sum(weights[name] for name in pictures)
-  if wanted <= slots or len(pictures) == len(weights):
-    return weights
-  lower = slots / wanted
-  raised = (1.0 - share * lower) / (1.0 - share)
-  return {n: w * (lower if n in pictures else raised) for n, w in weights.items()}
-
-
 class Planner:
-  """Plans one window of rows after the other; its memory is that of one window."""
+  """Plans one window of rows after the other; its memory is that of one window.
 
-  def __init__(self, streams, weights, row_length, images_per_row):
+  Attributes:
+    streams: the documents by source.
+    limits: documents that a source may give at most, where it is limited.
+    left: DOCUMENT[n] drawn, but without a row yet.
+    piece: DOCUMENT[0 or 1], what is left of the long text cut last.
+  """
+
+  def __init__(self, streams, weights, row_length, images_per_row, limits):
     self.row_length, self.images_per_row = row_length, images_per_row
-    self.streams, self.weights = streams, weights
-    self.dealt = {name: 0 for name in streams}
+    self.streams, self.weights, self.limits = streams, weights, limits
     self.rows = 0
-    self.left = np.zeros(0, DOCUMENT)  # drawn, but without a row yet
-    self.cutter = None
-    if "text_long" in streams:
-      self.cutter = Cutter(streams["text_long"], max(2, min(8, row_length // 16)))
-    pixels = [name for name in streams if name in ("caption", "answer")]
+    self.left = self.piece = np.zeros(0, DOCUMENT)
+    pixels = [name for name in streams if name in mixture.PIXELS]
     others = [n for n in streams if n not in pixels and n != "text_long"]
     # The fillers complete the rows; the others are dealt by their share.
-    self.fillers = [] if self.cutter else others or pixels
-    self.reserve = sum(len(streams[n].documents) for n in self.fillers) // 4
+    self.fillers = [] if "text_long" in streams else others or pixels
+    self.reserve = sum(len(streams[n]) for n in self.fillers) // 4
     self.reserve = min(RESERVE, self.reserve)
 
-  def _dealt(self) -> np.ndarray:
+  def _take(self, name: str, number: int) -> np.ndarray:
+    """Draws documents of a source, up to its limit."""
+    taken = self.streams[name].taken
+    return self.streams[name].take(
+      min(number, self.limits.get(name, number + taken) - taken)
+    )
+
+  def _due(self) -> np.ndarray:
     """Draws the documents due by now of every source that is dealt."""
     drawn = [self.left]
     for name, stream in self.streams.items():
-      if name in self.fillers or name == "text_long":
-        continue
-      due = self.weights[name] * self.row_length * self.rows / stream.mean
-      drawn.append(stream.take(int(due) - self.dealt[name]))
-      self.dealt[name] = int(due)
+      if name not in self.fillers and name != "text_long":
+        due = self.weights[name] * self.row_length * self.rows / stream.mean
+        drawn.append(self._take(name, int(due) - stream.taken))
     return np.concatenate(drawn)
 
   def _filling(self, space: int, slots: int) -> np.ndarray:
@@ -205,91 +129,125 @@ class Planner:
     total = sum(share.values())
     mean = sum(self.weights[n] for n in self.fillers) / total
     number = math.ceil(space / mean)
-    if "text_image" not in self.fillers and "text" not in self.fillers:
+    if self.fillers[0] in mixture.PIXELS:
       number = min(number, slots)
     number += self.reserve if number else 0  # a reserve without room would pile up
-    drawn = [self.streams[n].take(round(number * share[n] / total)) for n in share]
+    drawn = [self._take(n, round(number * share[n] / total)) for n in share]
     # Interleave the sources evenly, so that the oldest are a fair sample.
     place = np.concatenate([(np.arange(len(d)) + 0.5) / max(1, len(d)) for d in drawn])
     return np.concatenate(drawn)[np.argsort(place, kind="stable")]
+
+  def _deal(self, documents, space, slots) -> np.ndarray:
+    """Deals documents, pictures first: they alone are bound to slots."""
+    pixels, row_of = documents["kind"] == IMAGE_TEXT, np.zeros(len(documents), np.int64)
+    for some, room in ((pixels, slots), (~pixels, np.full_like(slots, len(documents)))):
+      row_of[some] = packing.deal(documents["length"][some], space, room)
+    return row_of
+
+  def _cut(self, texts, space) -> tuple[np.ndarray, np.ndarray]:
+    """Fills the space with pieces of texts, as far as they go, and keeps the rest."""
+    length, total = texts["length"].astype(np.int64), int(space.sum())
+    filled = np.clip(length.sum() - (np.cumsum(space) - space), 0, space)
+    text, first, size, row_of = packing.cut(length, filled).T
+    pieces = texts[text]
+    pieces["start"] += first.astype(np.uint32)
+    pieces["length"] = size
+    ends = np.cumsum(length)
+    rest, over = texts[ends > total], (ends - total)[ends > total]
+    if len(rest):  # of the first the part not used, the others whole
+      used = rest["length"][0] - min(over[0], rest["length"][0])
+      rest["start"][0] += used
+      rest["length"][0] -= used
+    self.piece = rest
+    return pieces, row_of
+
+  def _laid(self, parts, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sorts (documents, rows) by row; what has no row is kept for the next window."""
+    documents = np.concatenate([some for some, _ in parts])
+    row_of = np.concatenate([rows for _, rows in parts])
+    self.left = documents[row_of < 0]
+    order = np.argsort(row_of, kind="stable")
+    order = order[row_of[order] >= 0]
+    return documents[order], np.bincount(row_of[order], minlength=size)
 
   def window(self, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Plans `size` rows: returns documents DOCUMENT[n] by row and i64[size] counts."""
     self.rows += size
     space = np.full(size, self.row_length, np.int64)
     slots = np.full(size, self.images_per_row, np.int64)
-    dealt = self._dealt()
-    row_of = packing.deal(dealt["length"], dealt["kind"] == IMAGE_TEXT, space, slots)
-    left, parts = [dealt[row_of < 0]], [(dealt, row_of)]
+    dealt = self._due()
+    parts = [(dealt, self._deal(dealt, space, slots))]
     if self.fillers:
       extra = self._filling(int(space.sum()), int(slots.sum()))
-      pixels = bool((extra["kind"] == IMAGE_TEXT).any())
-      row_of = packing.complete(extra["length"], pixels, space, slots)
-      left.append(extra[row_of < 0])
-      parts.append((extra, row_of))
-    if self.cutter:
-      parts.append(self.cutter.fill(space))
-    self.left = np.concatenate(left)
-    documents = np.concatenate([documents for documents, _ in parts])
-    row_of = np.concatenate([rows for _, rows in parts])
-    order = np.argsort(row_of, kind="stable")
-    order = order[row_of[order] >= 0]
-    return documents[order], np.bincount(row_of[order], minlength=size)
+      pixels = self.fillers[0] in mixture.PIXELS
+      room = slots if pixels else np.full(size, self.row_length)
+      parts.append((extra, packing.complete(extra["length"], space, room)))
+    else:
+      stream, missing = self.streams["text_long"], int(space.sum())
+      missing -= int(self.piece["length"].sum())
+      drawn = self._take("text_long", max(0, math.ceil(missing / stream.mean)))
+      while (short := missing - int(drawn["length"].sum())) > 0:
+        more = self._take("text_long", math.ceil(short / stream.mean))
+        if not len(more):
+          break
+        drawn = np.concatenate([drawn, more])
+      parts.append(self._cut(np.concatenate([self.piece, drawn]), space))
+    return self._laid(parts, size)
+
+  def rest(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Plans rows for what is left, and for what its limit still grants a source."""
+    texts = [self.piece]
+    for name, limit in self.limits.items():
+      drawn = self._take(name, limit)
+      if name == "text_long":
+        texts.append(drawn)
+      else:
+        self.left = np.concatenate([self.left, drawn])
+    self.piece = np.concatenate(texts)
+    while len(self.left) or len(self.piece):
+      tokens = int(self.left["length"].sum()) + int(self.piece["length"].sum())
+      pictures = int((self.left["kind"] == IMAGE_TEXT).sum())
+      size = max(-(-tokens // self.row_length), -(-pictures // self.images_per_row))
+      size = min(size, WINDOW)
+      space = np.full(size, self.row_length, np.int64)
+      slots = np.full(size, self.images_per_row, np.int64)
+      parts = [(self.left, self._deal(self.left, space, slots))]
+      if len(self.piece):
+        parts.append(self._cut(self.piece, space))
+      documents, counts = self._laid(parts, size)
+      yield documents, counts[counts > 0]
 
 
-def _normalized(weights: dict[str, float]) -> dict[str, float]:
-  """Checks a mixture and scales it to sum 1."""
-  unknown = sorted(set(weights) - set(SOURCES))
-  positive = {n: float(weights[n]) for n in SOURCES if weights.get(n, 0) > 0}
-  if unknown or not positive or min(weights.values()) < 0:
-    raise ValueError(
-      f"expected shares of tokens for {SOURCES}, got {dict(weights)}; name only these "
-      "sources and give at least one a positive share"
-    )
-  return {name: share / sum(positive.values()) for name, share in positive.items()}
+@dataclasses.dataclass(frozen=True)
+class Windows:
+  """A plan in the making: what a PackPlan says of itself, and its rows by window.
+
+  Attributes:
+    row_length: L.
+    images_per_row: M.
+    seed: seed of order and prompt drop.
+    weights: asked share of tokens by source, of sum 1.
+    skipped: documents left out because they are longer than a row.
+    windows: documents DOCUMENT[n] by row, and documents of each row i64[rows].
+  """
+
+  row_length: int
+  images_per_row: int
+  seed: int
+  weights: dict[str, float]
+  skipped: int
+  windows: Iterator[tuple[np.ndarray, np.ndarray]]
+
+  def facts(self) -> dict:
+    """Everything but the rows, as PackPlan takes it."""
+    return {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name != "windows"
+    }
 
 
-def _streams(lengths, weights, row_length, seed, uncond_fraction, on_long, name):
-  """Makes the stream of every source and counts the documents left out."""
-  streams, skipped = {}, 0
-  for source in weights:
-    documents = list_documents(lengths, source)
-    long = documents["length"] > row_length
-    if source == "text":  # a text is cut only where it is long beside a row
-      long = documents["length"] > max(row_length // 4, 16)
-    elif long.any():
-      if on_long == "refuse":
-        first = documents[long][0]
-        raise ValueError(
-          f"expected {source} documents of at most {row_length} tokens, got "
-          f"{first['length']} in record {name(int(first['record']))} and "
-          f"{int(long.sum()) - 1} others; set a longer row or skip them"
-        )
-      skipped += int(long.sum())
-    if not len(documents) or (source != "text" and long.all()):
-      raise ValueError(
-        f"expected documents for the source {source!r}, got none of at most "
-        f"{row_length} tokens; drop it from the mixture or prepare such records"
-      )
-    groups = {source: documents[~long]}
-    if source == "text":
-      groups["text_long"] = documents[long]
-    for group, chosen in groups.items():
-      if len(chosen):
-        bare = lengths.count[chosen["record"]].astype(np.int64) + 2
-        streams[group] = Stream(chosen, bare, seed, uncond_fraction)
-  return streams, skipped
-
-
-def _split_text(weights, streams):
-  """Divides the share of text between short and long texts by their tokens."""
-  groups = [name for name in ("text", "text_long") if name in streams]
-  size = {n: float(streams[n].documents["length"].sum()) for n in groups}
-  split = {n: weights["text"] * size[n] / sum(size.values()) for n in groups}
-  return {name: w for name, w in weights.items() if name != "text"} | split
-
-
-def plan_rows(
+def plan_windows(
   lengths: records.Lengths,
   weights: dict[str, float],
   seed: int,
@@ -298,46 +256,60 @@ def plan_rows(
   images_per_row: int = 0,
   epochs: float = 1.0,
   uncond_fraction: float = 0.1,
-  on_long: str = "refuse",
+  long_pairs: str = "refuse",
   name: Callable[[int], str] = str,
-) -> PackPlan:
-  """Plans rows of a mixture; the same arguments give the same plan.
+) -> Windows:
+  """Plans rows of a mixture window by window; the same arguments give the same rows.
 
   Args:
     lengths: lengths of all records.
     weights: share of tokens by source, any of SOURCES; scaled to sum 1.
     seed: seed of order and prompt drop.
-    rows: number of rows; 0 for as many as show every document `epochs` times.
+    rows: number of rows; 0 for as many as show each document of the source that lasts
+      longest exactly `epochs` times, the others as often as their share asks.
     row_length: L.
     images_per_row: M; 0 chooses it from the mixture. Too few slots lower the share of
       captions and answers.
     epochs: used where rows is 0.
     uncond_fraction: share of text_image documents that lose their text.
-    on_long: "refuse" or "skip" documents with a picture that are longer than a row.
+    long_pairs: "refuse" or "skip" documents with a picture that are longer than a row;
+      texts are cut.
     name: gives the id of a record, for messages.
 
   Returns:
-    The plan.
+    The plan; its windows can be read once.
   """
-  asked = _normalized(weights)
-  streams, skipped = _streams(
-    lengths, asked, row_length, seed, uncond_fraction, on_long, name
+  asked = mixture.normalized(weights)
+  streams, skipped = mixture.streams(
+    lengths, asked, row_length, seed, uncond_fraction, long_pairs, name
   )
   means = {source: stream.mean for source, stream in streams.items()}
-  slots = images_per_row or image_slots(asked, means, row_length)
-  weights = fit_weights(asked, means, row_length, slots)
-  weights = _split_text(weights, streams)
-  need = [s.mean * len(s.documents) / weights[n] for n, s in streams.items()]
-  rows = rows or max(1, math.ceil(epochs * max(need) / row_length))
-  planner = Planner(streams, weights, row_length, slots)
-  windows = [planner.window(min(WINDOW, rows - r)) for r in range(0, rows, WINDOW)]
-  counts = np.concatenate([count for _, count in windows])
+  slots = images_per_row or mixture.image_slots(asked, means, row_length)
+  fitted = mixture.fit_slots(asked, means, row_length, slots)
+  split = mixture.split_text(fitted, streams)
+  need = {n: s.mean * len(s) / split[n] for n, s in streams.items()}
+  limits, number = {}, rows
+  if not rows:
+    number = max(1, int(epochs * max(need.values()) / row_length))
+    longest = [n for n in need if need[n] > (1 - 1e-6) * max(need.values())]
+    limits = {n: math.ceil(epochs * len(streams[n])) for n in longest}
+  planner = Planner(streams, split, row_length, slots, limits)
+
+  def windows():
+    for start in range(0, number, WINDOW):
+      yield planner.window(min(WINDOW, number - start))
+    if not rows:
+      yield from planner.rest()
+
+  return Windows(row_length, slots, seed, asked, skipped, windows())
+
+
+def plan_rows(*args, **kwargs) -> PackPlan:
+  """Plans rows in memory; takes what `plan_windows` takes."""
+  planned = plan_windows(*args, **kwargs)
+  documents, counts = zip(*planned.windows)
   return PackPlan(
-    row_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-    documents=np.concatenate([documents for documents, _ in windows]),
-    row_length=row_length,
-    images_per_row=slots,
-    seed=seed,
-    weights=asked,
-    skipped=skipped,
+    row_offsets=np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
+    documents=np.concatenate(documents),
+    **planned.facts(),
   )

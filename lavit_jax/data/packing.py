@@ -1,48 +1,43 @@
-"""Placing documents in rows by their lengths: dealing and completing.
+"""Placing documents in rows by their lengths: dealing, completing, cutting.
 
 Every function works on one window of W rows and reduces `space` (free tokens) and
-`slots` (free image slots) of its rows in place.
+`slots` (documents that a row may still take) of its rows in place.
 """
 
 import collections
-import heapq
 
 import numpy as np
 
+LAST = 2.2  # documents of mean length left out of dealing, to complete a row by fit
 
-def deal(
-  length: np.ndarray, pixels: np.ndarray, space: np.ndarray, slots: np.ndarray
-) -> np.ndarray:
-  """Deals documents to rows, the longest to the emptiest row.
+
+def deal(length: np.ndarray, space: np.ndarray, slots: np.ndarray) -> np.ndarray:
+  """Deals documents to rows in rounds, the longest to the emptiest row.
 
   Args:
     length: [n] tokens of each document.
-    pixels: bool[n], whether it takes an image slot.
     space: i64[W] free tokens of each row; reduced in place.
-    slots: i64[W] free image slots of each row; reduced in place.
+    slots: i64[W] documents that each row may take; reduced in place.
 
   Returns:
     i64[n] row of each document, -1 where none had room.
   """
+  length = length.astype(np.int64)
   row_of = np.full(len(length), -1, np.int64)
-  # Pictures first: they alone are bound to slots; the others level the rows out.
-  for wants in (True, False):
-    ids = np.flatnonzero(pixels == wants)
-    ids = ids[np.argsort(-length[ids].astype(np.int64), kind="stable")]
-    heap = [(-int(s), r) for r, s in enumerate(space) if not wants or slots[r] > 0]
-    heapq.heapify(heap)
-    for document, tokens in zip(ids.tolist(), length[ids].tolist()):
-      if not heap:
-        break
-      free, row = -heap[0][0] - tokens, heap[0][1]
-      if free < 0:
-        continue
-      row_of[document], space[row] = row, free
-      slots[row] -= wants
-      if wants and slots[row] == 0:
-        heapq.heappop(heap)
-      else:
-        heapq.heapreplace(heap, (-free, row))
+  order, at = np.argsort(-length, kind="stable"), 0
+  while at < len(order):
+    rows = np.flatnonzero((slots > 0) & (space > 0))
+    if not len(rows):
+      break
+    rows = rows[np.argsort(-space[rows], kind="stable")]
+    documents = order[at : at + len(rows)]
+    at += len(documents)
+    rows = rows[: len(documents)]
+    fits = length[documents] <= space[rows]
+    documents, rows = documents[fits], rows[fits]
+    row_of[documents] = rows
+    space[rows] -= length[documents]
+    slots[rows] -= 1
   return row_of
 
 
@@ -75,41 +70,55 @@ def best_fit(stock: np.ndarray, space: int, number: int) -> tuple[int, ...]:
   return int(sizes[first]), int(sizes[partner[first]])
 
 
-def complete(
-  length: np.ndarray, pixels: bool, space: np.ndarray, slots: np.ndarray
-) -> np.ndarray:
-  """Fills rows one after the other, the oldest documents first, the last two by fit.
+def complete(length: np.ndarray, space: np.ndarray, slots: np.ndarray) -> np.ndarray:
+  """Fills rows: the oldest documents are dealt, the last two of a row chosen by fit.
 
   Args:
     length: [n] tokens of each document, oldest first.
-    pixels: whether each takes an image slot.
     space: i64[W] free tokens of each row; reduced in place.
-    slots: i64[W] free image slots of each row; reduced in place.
+    slots: i64[W] documents that each row may take; reduced in place.
 
   Returns:
     i64[n] row of each document, -1 where it was not needed.
   """
   length = length.astype(np.int64)
   row_of = np.full(len(length), -1, np.int64)
-  longest, oldest = int(length.max(initial=0)), 0
-  stock = np.bincount(length, minlength=longest + 1)
+  if not len(length):
+    return row_of
+  surely = max(0, int(space.sum() / length.mean() - LAST * len(space)))
+  row_of[:surely] = deal(length[:surely], space, slots)
+  rest = np.flatnonzero(row_of < 0)
+  stock = np.bincount(length[rest])
   queues = collections.defaultdict(collections.deque)
-  for document, tokens in enumerate(length.tolist()):
+  for document, tokens in zip(rest.tolist(), length[rest].tolist()):
     queues[tokens].append(document)
   for row in range(len(space)):
-    while not pixels or slots[row] > 0:
-      while oldest < len(length) and row_of[oldest] >= 0:
-        oldest += 1
-      number = int(slots[row]) if pixels else 3
-      if oldest < len(length) and space[row] > 2 * longest and number > 2:
-        chosen = (int(length[oldest]),)
-      else:
-        chosen = best_fit(stock, int(space[row]), number)
-      if not chosen:
-        break
+    free, room = int(space[row]), int(slots[row])
+    while room and (chosen := best_fit(stock, free, room)):
       for tokens in chosen:
         row_of[queues[tokens].popleft()] = row
         stock[tokens] -= 1
-        space[row] -= tokens
-        slots[row] -= pixels
+        free -= tokens
+      room -= len(chosen)
+    space[row], slots[row] = free, room
   return row_of
+
+
+def cut(length: np.ndarray, space: np.ndarray) -> np.ndarray:
+  """Cuts texts, laid end to end, at the borders of the free spaces, laid end to end.
+
+  Args:
+    length: i64[n] tokens of each text, together at least the space.
+    space: i64[W] free tokens of each row; all of them are filled.
+
+  Returns:
+    i64[pieces, 4] of text, first token, tokens and row, in order.
+  """
+  texts, rows = np.cumsum(length), np.cumsum(space)
+  borders = np.unique(np.concatenate([[0], texts[texts < rows[-1]], rows]))
+  start, size = borders[:-1], np.diff(borders)
+  text = np.searchsorted(texts, start, side="right")
+  row = np.searchsorted(rows, start, side="right")
+  first = start - (texts - length)[text]
+  space[:] = 0
+  return np.stack([text, first, size, row], 1)
