@@ -5,8 +5,13 @@
     import lavit  --source=LaVIT-7B-v2        --target=models/lavit
     export llama  --source=models/llama       --target=exports/llama --dtype=bfloat16
 
+    import diffusion --source=stable-diffusion-v1-5 --target=models/sd15
+    verify lavit  --source=LaVIT-7B-v2        --target=models/lavit
+
 `import` makes a model directory of published weights; --base=DIR takes over the other
-parts of a model directory. `export` writes the published layout again. Tensors pass
+parts of a model directory. `export` writes the published layout again. `verify` runs
+every module of both sides on random inputs (PyTorch's side when torch is installed),
+compares every bit, and writes parity.json beside the target's weights. Tensors pass
 through memory one at a time; a target appears whole or not at all, and an existing one
 is left alone. A .bin needs torch, safetensors files do not.
 """
@@ -15,13 +20,25 @@ import os
 import pathlib
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from absl import app, flags
 
-from lavit_jax.weights import eva, files, lavit_directory, llama, model_directory
+from lavit_jax.weights import (
+  eva,
+  files,
+  lavit_directory,
+  llama,
+  model_directory,
+  parity,
+  pixel_folders,
+  torch_side,
+)
 from lavit_jax.weights.part import Part
 
-KINDS = ("eva", "llama", "lavit")
+KINDS = ("eva", "llama", "lavit", "diffusion")
+DONE = {"import": "imported to", "export": "exported to", "verify": "verified"}
+CERTIFICATE = "parity.json"
 SUFFIXES = {"bin": files.TORCH, "safetensors": files.SAFETENSORS}
 # The reference reads .bin only; everything else prefers safetensors.
 DEFAULT_FORMAT = {"lavit": "bin"}
@@ -58,6 +75,14 @@ def read_published(
     raise ValueError(f"expected a folder for {kind}, found none at {source}")
   if kind == "llama":
     return {"llama": llama.read(source)}
+  if kind == "diffusion":
+    found = pixel_folders.read(source)
+    if not found:
+      raise ValueError(
+        f"expected folders unet or vae with their config.json in {source}, found"
+        " neither; give the folder of a diffusers pipeline"
+      )
+    return found
   return lavit_directory.read(source)
 
 
@@ -118,6 +143,12 @@ def export_model(
       lavit_directory.write(parts, folder, suffix, dtype)
       _add_text_tokenizer(source, folder / lavit_directory.LANGUAGE)
     return
+  if kind == "diffusion":
+    names = [n for n in ("unet", "vae", "scheduler") if n in manifest["parts"]]
+    parts = {name: model_directory.read_part(source, name) for name in names}
+    with files.appearing(target) as folder:
+      pixel_folders.write(parts, folder, suffix, dtype)
+    return
   part = model_directory.read_part(source, PART[kind])
   if kind == "llama":
     with files.appearing(target) as folder:
@@ -143,12 +174,75 @@ def _add_text_tokenizer(source, folder: pathlib.Path) -> None:
     model_directory.copy_text_tokenizer(words, folder)
 
 
+def verify(
+  kind: str,
+  source: str | os.PathLike,
+  target: str | os.PathLike,
+  num_heads: int = eva.NUM_HEADS,
+) -> dict[str, Any]:
+  """Compares published weights with a model directory and writes a certificate.
+
+  Args:
+    kind: one of `KINDS`.
+    source: published weights.
+    target: model directory.
+    num_heads: see `read_published`.
+
+  Returns:
+    The certificate, written to `parity.json` in the target.
+
+  Raises:
+    ValueError: a module or a tensor differs, or a file of the target is damaged.
+  """
+  published = read_published(kind, source, num_heads)
+  parts = {name: model_directory.read_part(target, name) for name in published}
+  runs = {}
+  if parity.has("torch"):
+    runs = _torch_runs(kind, pathlib.Path(source), published)
+  else:
+    print("torch is not installed: the published side runs through our own reader")
+  records = parity.compare(parts, published, runs)
+  for record in records:
+    print(
+      f"{record['module']}: largest deviation {record['largest_deviation']:.1e} of"
+      f" values up to {record['largest_value']:.3g}, other side {record['other_side']}"
+    )
+  certificate = {
+    "kind": kind,
+    "source": str(source),
+    "torch": bool(runs),
+    "tolerance": parity.TOLERANCE,
+    "modules": records,
+    "different_tensors": parity.different_tensors(parts, published),
+    "damaged_files": model_directory.damaged_files(target),
+    "checksums": model_directory.read_manifest(target)["parts"],
+  }
+  files.write_json(pathlib.Path(target) / CERTIFICATE, certificate)
+  wrong = [record["module"] for record in records if not record["passed"]]
+  wrong += certificate["different_tensors"] + certificate["damaged_files"]
+  if wrong:
+    raise ValueError(
+      f"expected {target} to compute what {source} computes, but these differ: {wrong};"
+      " import it again"
+    )
+  return certificate
+
+
+def _torch_runs(kind: str, source: pathlib.Path, published: Mapping[str, Part]):
+  if kind == "eva":
+    return torch_side.encoder(files.open_file(source), published["vit"].config)
+  if kind == "llama":
+    return torch_side.language(source, published["llama"].config)
+  if kind == "diffusion":
+    return torch_side.pixels(source, published)
+  return torch_side.lavit(source, published)
+
+
 def main(argv: list[str]) -> None:
   """Command line entry."""
-  verbs = ("import", "export")
-  if len(argv) != 3 or argv[1] not in verbs or argv[2] not in KINDS:
+  if len(argv) != 3 or argv[1] not in DONE or argv[2] not in KINDS:
     raise app.UsageError(
-      f"expected one of {', '.join(verbs)} and one of {', '.join(KINDS)}, got"
+      f"expected one of {', '.join(DONE)} and one of {', '.join(KINDS)}, got"
       f" {' '.join(argv[1:]) or 'nothing'}; for example: python -m lavit_jax.convert"
       " import llama --source=Llama-2-7b-hf --target=models/llama"
     )
@@ -156,6 +250,8 @@ def main(argv: list[str]) -> None:
   try:
     if argv[1] == "import":
       import_model(kind, given.source, given.target, given.base, given.num_heads)
+    elif argv[1] == "verify":
+      verify(kind, given.source, given.target, given.num_heads)
     else:
       suffix = SUFFIXES[given.format or DEFAULT_FORMAT.get(kind, "safetensors")]
       export_model(kind, given.source, given.target, suffix, given.dtype)
@@ -163,7 +259,7 @@ def main(argv: list[str]) -> None:
     sys.exit(f"error: {error}")
   except OSError as error:
     sys.exit(f"error: {error.strerror or error}: {error.filename}")
-  print(f"{argv[1]}ed {given.source} to {given.target}")
+  print(f"{DONE[argv[1]]} {given.target}")
 
 
 if __name__ == "__main__":

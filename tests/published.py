@@ -4,10 +4,10 @@ import json
 import pathlib
 
 import golden_data
-import ml_dtypes
 import numpy as np
 
-from lavit_jax.weights import files, tensors
+from lavit_jax.models import unet, vae
+from lavit_jax.weights import files, part, rules, stable_diffusion, tensors
 
 HEADS = 2
 
@@ -110,12 +110,12 @@ def lavit_states() -> tuple[dict[str, dict], int, int]:
   The vision files are the golden ones; the rest is random at matching sizes.
   """
   whole, dims, _ = golden_data.load("tokenizer_e2e.npz")
-  part = lambda *prefixes: {k: v for k, v in whole.items() if k.startswith(prefixes)}
-  encoder = {k.removeprefix("encoder."): v for k, v in part("encoder.").items()}
-  tokenizer = part("token_predictor.", "causal_encoder.", "quantize.", "encode_task")
+  those = lambda *prefixes: {k: v for k, v in whole.items() if k.startswith(prefixes)}
+  encoder = {k.removeprefix("encoder."): v for k, v in those("encoder.").items()}
+  tokenizer = those("token_predictor.", "causal_encoder.", "quantize.", "encode_task")
   text, codes = 70, whole["quantize.embedding.weight"].shape[0]
   llama = random_llama(text + 2 + codes, dims["llm"], heads=2)
-  moved = {k: v + np.float32(0.5) for k, v in part("causal_encoder.").items()}
+  moved = {k: v + np.float32(0.5) for k, v in those("causal_encoder.").items()}
   files_of = {
     "visual_tokenizer/eva_vitg_psz14": encoder,
     "visual_tokenizer/tokenizer_encoder": tokenizer,
@@ -123,7 +123,7 @@ def lavit_states() -> tuple[dict[str, dict], int, int]:
     "visual_tokenizer/highres_tokenizer_decoder": golden_data.load(
       "decoder_highres.npz"
     )[0],
-    "language_model/visual_weight": moved | part("vit_proj."),
+    "language_model/visual_weight": moved | those("vit_proj."),
     "language_model/model": llama,
   }
   return files_of, text, codes
@@ -153,4 +153,107 @@ def assert_same(found: dict, expected: dict) -> None:
     assert own.tobytes() == np.ascontiguousarray(array).tobytes(), key
 
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+UNET = dict(
+  _class_name="UNet2DConditionModel",
+  in_channels=4,
+  out_channels=4,
+  block_out_channels=[32, 64],
+  down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+  up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
+  layers_per_block=1,
+  attention_head_dim=4,
+  norm_num_groups=8,
+)
+VAE = dict(
+  _class_name="AutoencoderKL",
+  in_channels=3,
+  out_channels=3,
+  latent_channels=4,
+  block_out_channels=[16, 32],
+  layers_per_block=1,
+  down_block_types=["DownEncoderBlock2D"] * 2,
+  up_block_types=["UpDecoderBlock2D"] * 2,
+  norm_num_groups=8,
+  scaling_factor=0.18215,
+)
+SCHEDULER = dict(
+  _class_name="DDIMScheduler",
+  num_train_timesteps=1000,
+  beta_schedule="scaled_linear",
+  beta_start=0.00085,
+  beta_end=0.012,
+  prediction_type="epsilon",
+  timestep_spacing="leading",
+  steps_offset=1,
+  clip_sample=False,
+  set_alpha_to_one=False,
+)
+
+
+def write_pixels(
+  folder: pathlib.Path, context: int, pooled: int, suffix: str, dtype: str = "float32"
+) -> None:
+  """A diffusers folder of random U-Net and VAE; pooled is 0 for the SD 1.5 type."""
+  config = UNET | {"cross_attention_dim": context}
+  if pooled:
+    config |= {
+      "addition_embed_type": "text_time",
+      "addition_time_embed_dim": 8,
+      "projection_class_embeddings_input_dim": pooled + 48,
+      "use_linear_projection": True,
+    }
+  rng = np.random.default_rng(7)
+  sizes = unet.fields_from_config(config)
+  none = None
+  target = part.abstract_params(
+    unet.UNet(**sizes),
+    part.shape(1, 4, 4, 4),
+    np.zeros(1, np.int32),
+    part.shape(1, 2, context),
+    none,
+    part.shape(1, pooled) if pooled else none,
+    part.shape(1, 6) if pooled else none,
+  )
+  of = lambda target, table: {
+    key: rng.normal(size=shape, scale=0.1).astype(np.float32).astype(dtype)
+    for key, shape in rules.source_shapes(table, target).items()
+  }
+  state = of(target, stable_diffusion.unet_table(sizes))
+  write_file(folder / f"unet/diffusion_pytorch_model{suffix}", state)
+  files.write_json(folder / "unet/config.json", config)
+  sizes = vae.fields_from_config(VAE)
+  target = part.abstract_params(vae.AutoencoderKL(**sizes), part.shape(1, 4, 4, 3))
+  state = of(target, stable_diffusion.vae_table(sizes))
+  write_file(folder / f"vae/diffusion_pytorch_model{suffix}", state)
+  files.write_json(folder / "vae/config.json", VAE)
+  (folder / "scheduler").mkdir()
+  files.write_json(folder / "scheduler/scheduler_config.json", SCHEDULER)
+  if not pooled:
+    row = rng.normal(size=(1, 77, context)).astype(np.float32).astype(dtype)
+    key = "" if suffix == ".bin" else "uncond_embeddings"
+    write_file(folder / f"uncond_embeddings{suffix}", {key: row})
+
+
+def write_whole_lavit(folder: pathlib.Path, suffix: str, dtype: str = "float32"):
+  """As `write_lavit`, with both pixel decoders."""
+  states = write_lavit(folder, suffix, dtype)
+  low = states["visual_tokenizer/tokenizer_decoder"]
+  high = states["visual_tokenizer/highres_tokenizer_decoder"]
+  rows = lambda state, key: state[f"{key}.weight"].shape[0]
+  write_pixels(folder / "pixel_decoding", rows(low, "unet_proj"), 0, suffix, dtype)
+  context = rows(high, "unet_proj_1") + rows(high, "unet_proj_2")
+  pooled = rows(high, "unet_attnpool.c_proj")
+  write_pixels(folder / "highres_pixel_decoding", context, pooled, suffix, dtype)
+
+
+def all_weights(folder: pathlib.Path) -> dict[str, dict]:
+  """Arrays by key of every weight file below a folder."""
+  found = {}
+  for path in sorted(folder.rglob("*")):
+    if path.suffix in (".bin", ".safetensors"):
+      name = str(path.relative_to(folder).with_suffix(""))
+      name = name.split("model-0")[0] if "-of-" in name else name
+      name = name.replace("pytorch_model", "model")
+      arrays = {k: np.asarray(t) for k, t in files.open_file(path).items()}
+      found.setdefault(name.replace("diffusion_model", "diffusion"), {}).update(arrays)
+  return found

@@ -7,7 +7,6 @@ pictures u8[B, H, W, 3], keep bool[B, P] -> ViT -> merger (stage 2) -> vit_proj
 
 import dataclasses
 import functools
-import pathlib
 from typing import Any
 
 import jax
@@ -21,7 +20,8 @@ from lavit_jax.stages import pretrain
 from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import model_directory
 
-VOCABULARY_FIELDS = ("vocab_size", "padded_size", "text_size")
+# Fields of the part that the model takes from the vocabulary, or not at all.
+VOCABULARY_FIELDS = ("vocab_size", "padded_size", "text_size", "published")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,9 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
   visual = model_directory.part_config(folder, "visual_tokenizer")
   model_directory.part_config(folder, "understanding")
   vocabulary = Vocabulary(sizes["text_size"], visual["num_codes"])
-  tokenizer = text.load_text_tokenizer(pathlib.Path(folder) / "text_tokenizer")
+  tokenizer = text.load_text_tokenizer(
+    model_directory.text_tokenizer_folder(folder) or folder
+  )
   if tokenizer.text_size != vocabulary.text_size:
     raise ValueError(
       f"the text tokenizer in {folder} has {tokenizer.text_size} ids, its language"

@@ -7,8 +7,9 @@
     highres_pixel_decoding/  unet vae scheduler                       (SDXL type)
 
 Weight files end in .bin or .safetensors. Parts on our side: vit, visual_tokenizer,
-codebook, llama, understanding (stage-2 merger and projection), lowres_head,
-highres_decoder, and those of `weights.pixel_folders`.
+codebook, llama, understanding (stage-2 merger and projection); condition, unet, vae,
+null_condition; and for high resolution the same with "highres_" before them, and
+highres_feature_decoder.
 """
 
 import pathlib
@@ -21,7 +22,7 @@ from lavit_jax.layers import linear
 from lavit_jax.models import feature_decoder
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.vocabulary import Vocabulary
-from lavit_jax.weights import eva, files, llama, rules
+from lavit_jax.weights import eva, files, llama, pixel_folders, rules
 from lavit_jax.weights import visual_tokenizer as tables
 from lavit_jax.weights.part import Part, abstract_params, shape
 from lavit_jax.weights.tensors import Tensor
@@ -30,6 +31,22 @@ LANGUAGE, VISUAL = "language_model", "visual_tokenizer"
 ENCODER_FILE, TOKENIZER_FILE = "eva_vitg_psz14", "tokenizer_encoder"
 LOWRES_FILE, HIGHRES_FILE = "tokenizer_decoder", "highres_tokenizer_decoder"
 UNDERSTANDING_FILE = "visual_weight"
+# Folders of the pixel decoders by what precedes their parts' names.
+HIGHRES = "highres_"
+PIXELS = {"": "pixel_decoding", HIGHRES: "highres_pixel_decoding"}
+# How the reference samples, and its aspect ratios (facts, section 8).
+SAMPLING = {"steps": 25, "guidance": 7.0, "solver": "ddim"}
+RATIOS = {
+  "": {"1:1": (512, 512)},
+  HIGHRES: {
+    "1:1": (1024, 1024),
+    "4:3": (896, 1152),
+    "3:2": (832, 1216),
+    "16:9": (768, 1344),
+    "2:3": (1216, 832),
+    "3:4": (1152, 896),
+  },
+}
 SIZES_FILE = "lavit_jax.json"  # written by us: what the files do not tell
 # The whole tokenizer object may have been saved; these belong to other files.
 TOKENIZER_OPTIONAL = ("encoder.*", "vit_proj.*")
@@ -66,6 +83,8 @@ def read(folder: str | pathlib.Path) -> dict[str, Part]:
   source = _needed(folder / VISUAL, ENCODER_FILE)
   parts = {"vit": _named(ENCODER_FILE, eva.read, source, num_heads)}
   parts |= _tokenizer_parts(folder / VISUAL, num_heads)
+  for prefix, name in PIXELS.items():
+    parts |= _pixel_parts(folder / name, prefix, parts)
   if (folder / LANGUAGE).is_dir():
     parts |= _language_parts(folder / LANGUAGE, parts)
   return parts
@@ -110,11 +129,11 @@ def _tokenizer_parts(folder: pathlib.Path, num_heads: int) -> dict[str, Part]:
   trunk, parts = whole["feature_decoder"], {}
   if lowres is not None:
     head, decoder = _named(LOWRES_FILE, _lowres, lowres, trunk)
-    parts |= {"lowres_head": head} if head else {}
+    parts |= {"condition": head} if head else {}
   if highres is not None:
-    own = _named(HIGHRES_FILE, _highres, highres, trunk, sizes)
-    parts["highres_decoder"] = own
-    decoder = decoder if lowres is not None else own.params["feature_decoder"]
+    head, own = _named(HIGHRES_FILE, _highres, highres, trunk, sizes)
+    parts |= {f"{HIGHRES}condition": head, f"{HIGHRES}feature_decoder": Part(own, {})}
+    decoder = decoder if lowres is not None else own
   params["feature_decoder"] = decoder
   return {"visual_tokenizer": Part(params, sizes), "codebook": codebook} | parts
 
@@ -145,11 +164,12 @@ def _lowres(source, trunk) -> tuple[Part | None, Any]:
   head = abstract_params(feature_decoder.LowResHead(width), features)
   target = {"feature_decoder": trunk, "head": head}
   params = rules.import_tensors(tables.LOWRES, source, target)
-  return Part(params["head"], {"condition_dim": width}), params["feature_decoder"]
+  config = {"head": {"condition_dim": width}}
+  return Part(params["head"], config), params["feature_decoder"]
 
 
-def _highres(source, trunk, sizes: Mapping[str, int]) -> Part:
-  """The high-resolution decoder: a whole feature decoder of its own, and its head."""
+def _highres(source, trunk, sizes: Mapping[str, int]) -> tuple[Part, Any]:
+  """The high-resolution head, and the feature decoder of its own before it."""
   config = {
     "first_dim": rules.shape_of(source, "unet_proj_1.weight", 2)[0],
     "second_dim": rules.shape_of(source, "unet_proj_2.weight", 2)[0],
@@ -160,7 +180,25 @@ def _highres(source, trunk, sizes: Mapping[str, int]) -> Part:
   features = shape(1, *trunk["query_embed"].shape)
   head = abstract_params(feature_decoder.HighResHead(**config), features)
   target = {"feature_decoder": trunk, "head": head}
-  return Part(rules.import_tensors(tables.HIGHRES, source, target), config)
+  params = rules.import_tensors(tables.HIGHRES, source, target)
+  return Part(params["head"], {"head": config}), params["feature_decoder"]
+
+
+def _pixel_parts(
+  folder: pathlib.Path, prefix: str, parts: Mapping[str, Part]
+) -> dict[str, Part]:
+  """U-Net, VAE and null condition; scheduler and sampling go to the condition."""
+  if not pixel_folders.is_folder(folder):
+    return {}
+  found = _named(folder.name, pixel_folders.read, folder)
+  scheduler = found.pop("scheduler", None)
+  found = {prefix + name: part for name, part in found.items()}
+  name = f"{prefix}condition"
+  if name in parts and scheduler is not None:
+    facts = {"scheduler": dict(scheduler.config), "ratios": RATIOS[prefix]}
+    config = dict(parts[name].config) | facts | {"sampling": SAMPLING}
+    found[name] = Part(parts[name].params, config)
+  return found
 
 
 def _language_parts(folder: pathlib.Path, parts: Mapping[str, Part]) -> dict[str, Part]:
@@ -214,15 +252,7 @@ def write(
       QUANTIZING, params | {"codebook": codebook.params}
     ),
   }
-  if "lowres_head" in parts:
-    tree = {"feature_decoder": decoder, "head": parts["lowres_head"].params}
-    out[f"{VISUAL}/{LOWRES_FILE}"] = rules.export_tensors(tables.LOWRES, tree)
-  if "highres_decoder" in parts:
-    tree = parts["highres_decoder"].params
-    out[f"{VISUAL}/{HIGHRES_FILE}"] = rules.export_tensors(tables.HIGHRES, tree)
-  if not {"lowres_head", "highres_decoder"} & set(parts):
-    trunk = rules.export_tensors(tables.FEATURE_DECODER, decoder)
-    out[f"{VISUAL}/{LOWRES_FILE}"] = trunk
+  out |= _decoder_files(parts, decoder)
   if "understanding" in parts:
     tree = parts["understanding"].params
     out[f"{LANGUAGE}/{UNDERSTANDING_FILE}"] = rules.export_tensors(UNDERSTANDING, tree)
@@ -232,5 +262,36 @@ def write(
     files.write_file(folder / f"{stem}{suffix}", files.stored_as(content, dtype))
   if "llama" in parts:
     llama.write(parts["llama"], folder / LANGUAGE, suffix, dtype)
+  for prefix, name in PIXELS.items():
+    own = _pixel_parts_out(parts, prefix)
+    if own:
+      pixel_folders.write(own, folder / name, suffix, dtype)
   sizes = {"num_heads": encoding.config["num_heads"]}
   files.write_json(folder / SIZES_FILE, sizes)
+
+
+def _decoder_files(parts: Mapping[str, Part], decoder) -> dict[str, dict[str, Tensor]]:
+  """Feature decoders with their heads, by file."""
+  out = {}
+  if "condition" in parts and "pooled_dim" not in parts["condition"].config["head"]:
+    tree = {"feature_decoder": decoder, "head": parts["condition"].params}
+    out[f"{VISUAL}/{LOWRES_FILE}"] = rules.export_tensors(tables.LOWRES, tree)
+  if f"{HIGHRES}condition" in parts:
+    own = parts.get(f"{HIGHRES}feature_decoder")
+    tree = {"feature_decoder": own.params if own else decoder}
+    tree["head"] = parts[f"{HIGHRES}condition"].params
+    out[f"{VISUAL}/{HIGHRES_FILE}"] = rules.export_tensors(tables.HIGHRES, tree)
+  if not out:
+    trunk = rules.export_tensors(tables.FEATURE_DECODER, decoder)
+    out[f"{VISUAL}/{LOWRES_FILE}"] = trunk
+  return out
+
+
+def _pixel_parts_out(parts: Mapping[str, Part], prefix: str) -> dict[str, Part]:
+  """The parts of one pixel decoder, as `pixel_folders.write` takes them."""
+  names = ("unet", "vae", "null_condition")
+  own = {name: parts[prefix + name] for name in names if prefix + name in parts}
+  condition = parts.get(f"{prefix}condition")
+  if own and condition is not None and "scheduler" in condition.config:
+    own["scheduler"] = Part({}, condition.config["scheduler"])
+  return own

@@ -30,8 +30,6 @@ FIXED = {
   "attention_bias": False,
   "mlp_bias": False,
 }
-# Part fields that are no fields of `Llama`.
-VOCABULARY_FIELDS = ("vocab_size", "padded_size", "text_size", "published")
 KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 
 

@@ -8,8 +8,8 @@ A part is one module's parameters ("vit", "merger", "llama"); stages add and rep
 parts. A directory appears whole or not at all.
 """
 
+import functools
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -19,13 +19,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from lavit_jax.weights import files, tensors
+from lavit_jax.weights import files, lavit_directory, tensors
 from lavit_jax.weights.part import STACKED, Part, layer_name, named_tensors, tree_of
 from lavit_jax.weights.tensors import Tensor
 
 MANIFEST = "manifest.json"
 VERSION = 1
 MAX_SHARD_BYTES = 4 * 2**30
+SMALL_BYTES = 2**16
 TEXT_TOKENIZER = "text_tokenizer"
 TEXT_TOKENIZER_FILES = (
   "tokenizer.json",
@@ -97,19 +98,51 @@ def copy_text_tokenizer(source: str | os.PathLike, target: pathlib.Path) -> None
 
 def text_tokenizer_folder(folder: str | os.PathLike) -> pathlib.Path | None:
   """Where a model directory keeps its text tokenizer, None if it has none."""
-  inside = pathlib.Path(folder) / TEXT_TOKENIZER
+  folder = pathlib.Path(folder)
+  published = _is_published(folder)
+  inside = folder / (lavit_directory.LANGUAGE if published else TEXT_TOKENIZER)
   return inside if inside.is_dir() else None
 
 
+def _is_published(folder: pathlib.Path) -> bool:
+  return not (folder / MANIFEST).is_file() and lavit_directory.is_published(folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _published(folder: pathlib.Path) -> tuple[dict[str, Part], dict[str, Any]]:
+  """Parts and manifest of a directory in the published layout."""
+  parts = lavit_directory.read(folder)
+  entries = {
+    name: {"config": dict(part.config), "files": {}, "checksum": _fingerprint(part)}
+    for name, part in parts.items()
+  }
+  return parts, {"version": VERSION, "parts": entries}
+
+
+def _fingerprint(part: Part) -> str:
+  """A checksum of names, shapes and all small tensors: it takes no 26 GB of reading."""
+  digest = hashlib.sha256()
+  for name, tensor in named_tensors(part.params):
+    digest.update(f"{name}{tensor.shape}{tensor.dtype}".encode())
+    if tensor.nbytes <= SMALL_BYTES:
+      digest.update(np.ascontiguousarray(tensor.read()).tobytes())
+  return digest.hexdigest()
+
+
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-  """Reads the manifest; says what is missing when there is none."""
+  """Reads the manifest; says what is missing when there is none.
+
+  A directory in LaVIT's published layout is read as if it had one.
+  """
+  if _is_published(pathlib.Path(folder)):
+    return _published(pathlib.Path(folder))[1]
   path = pathlib.Path(folder) / MANIFEST
   if not path.is_file():
     raise ValueError(
       f"expected a model directory at {folder}, but it has no {MANIFEST}; give the"
       " `model` folder that a finished `train` wrote"
     )
-  manifest = json.loads(path.read_text())
+  manifest = files.read_json(path)
   if manifest.get("version") != VERSION:
     raise ValueError(
       f"{path} has version {manifest.get('version')}, this program reads {VERSION}"
@@ -185,6 +218,8 @@ def load(
 def part_tensors(folder: str | os.PathLike, name: str) -> dict[str, Tensor]:
   """The tensors of one part by name, layers apart; each is read when asked for."""
   part_config(folder, name)
+  if _is_published(pathlib.Path(folder)):
+    return dict(named_tensors(_published(pathlib.Path(folder))[0][name].params))
   found = {}
   for file in read_manifest(folder)["parts"][name]["files"]:
     found |= tensors.open_safetensors(pathlib.Path(folder) / file)
