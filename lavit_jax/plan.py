@@ -6,8 +6,12 @@
 Prints memory per chip, FLOPs, collectives, a predicted step time and a receipt. Needs
 libtpu (pip install 'lavit_jax[tpu]') and no TPU. Topologies: v5p:4x4x4, v5p-128 (64
 chips, by TensorCores), v5e-64 (chips), several slices with --slices=2.
+
+--sweep=30 --html=sweep.html compiles the 30 most promising layouts;
+--compare=a.json,b.json sets two plans side by side.
 """
 
+import hashlib
 import json
 import math
 import pathlib
@@ -18,7 +22,7 @@ import jax
 import ml_collections
 from absl import app, flags
 
-from lavit_jax import sharding, train
+from lavit_jax import plan_sweep, sharding, train
 from lavit_jax.planning import compiling, cost, roofline, summary, topology, traced
 from lavit_jax.planning.compiling import DoesNotFitError
 from lavit_jax.planning.topology import Topology
@@ -28,10 +32,14 @@ TOPOLOGY = flags.DEFINE_string("topology", None, "Pod, e.g. v5p:4x4x4 or v5e-64.
 SLICES = flags.DEFINE_integer("slices", 1, "Slices joined by the network.")
 PRICE = flags.DEFINE_float("price", 0.0, "Price of a chip-hour, for the receipt.")
 JSON = flags.DEFINE_string("json", "", "File for the figures.")
+CACHE = flags.DEFINE_string("cache", "", "Folder of plans, found again by program.")
+SWEEP = flags.DEFINE_integer("sweep", 0, "Compile this many layouts and compare them.")
+HTML = flags.DEFINE_string("html", "sweep.html", "Page of a sweep.")
+COMPARE = flags.DEFINE_list("compare", [], "Two JSON files of plans: a.json,b.json.")
 
 
 def make(
-  config: ml_collections.ConfigDict, pod: Topology, price: float = 0.0
+  config: ml_collections.ConfigDict, pod: Topology, price: float = 0.0, cache: str = ""
 ) -> dict[str, Any]:
   """Compiles the train step of a stage for a pod and gathers every figure.
 
@@ -39,6 +47,7 @@ def make(
     config: stage config.
     pod: the pod.
     price: of a chip-hour; 0 when unknown.
+    cache: folder of earlier plans by program, or "".
 
   Returns:
     The figures, as `--json` writes them.
@@ -51,6 +60,26 @@ def make(
   mesh = pod_mesh(config, pod)
   program = programs.STEPS[config.stage](config, mesh)
   found = programs.trace(program)
+  with jax.set_mesh(mesh):
+    lowered = found.lower()
+  key = f"{pod} jax {jax.__version__} {lowered.as_text()}"
+  kept = pathlib.Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+  if cache and kept.exists():
+    plan = json.loads(kept.read_text())
+  else:
+    plan = _compile(config, pod, program, found, lowered)
+    if cache:
+      kept.parent.mkdir(parents=True, exist_ok=True)
+      kept.write_text(json.dumps(plan))
+  if "predicted" in plan:
+    seconds = plan["predicted"]["seconds"]
+    plan["receipt"] = summary.receipt(seconds, config.num_steps, pod, price)
+  return plan
+
+
+def _compile(config, pod: Topology, program, found, lowered) -> dict[str, Any]:
+  """The figures of a program that was not planned before."""
+  mesh = program.mesh
   plan = {
     "program": program.name,
     "topology": str(pod),
@@ -63,7 +92,7 @@ def make(
     "jax": jax.__version__,
   }
   try:
-    compiled = compiling.compile_traced(found, mesh)
+    compiled = compiling.compile_lowered(lowered, mesh)
   except DoesNotFitError as error:
     return plan | _misfit(error.used, error.capacity, config, program)
   groups = argument_groups(program)
@@ -81,7 +110,6 @@ def make(
   plan |= {
     "predicted": summary.prediction(times, pod, *volume, model_flops),
     "compile_seconds": compiled.seconds,
-    "receipt": summary.receipt(times.predicted, config.num_steps, pod, price),
   }
   if figures["total"] > pod.chip.memory:
     plan |= _misfit(figures["total"], pod.chip.memory, config, program)
@@ -150,19 +178,41 @@ def _misfit(used: float, capacity: float, config, program) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
   """Command line entry."""
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments {argv[1:]}; use --config.FIELD=VALUE")
   topology.without_chips()
   try:
+    if COMPARE.value:
+      return print(summary.comparison(*_pair([*COMPARE.value, *argv[1:]])))
+    if len(argv) > 1:
+      raise ValueError(f"unexpected arguments {argv[1:]}; use --config.FIELD=VALUE")
+    if not train.CONFIG.value or not TOPOLOGY.value:
+      raise ValueError(
+        "expected --config=configs/STAGE.py:7b and --topology such as v5p:4x4x4; give"
+        " both, or --compare=a.json,b.json"
+      )
     pod = topology.parse(TOPOLOGY.value, SLICES.value)
-    plan = make(train.CONFIG.value, pod, PRICE.value)
+    if SWEEP.value:
+      plan = plan_sweep.run(train.CONFIG.value, pod, SWEEP.value, CACHE.value)
+      pathlib.Path(HTML.value).write_text(plan_sweep.page(plan))
+      print(f"wrote {HTML.value}")
+    else:
+      plan = make(train.CONFIG.value, pod, PRICE.value, CACHE.value)
+      print(summary.page(plan))
   except ValueError as error:
     sys.exit(f"error: {error}")
-  print(summary.page(plan))
   if JSON.value:
     pathlib.Path(JSON.value).write_text(json.dumps(plan, indent=2))
 
 
+def _pair(paths: list[str]) -> list[dict[str, Any]]:
+  """Reads the two plans of --compare."""
+  missing = [path for path in paths if not pathlib.Path(path).is_file()]
+  if len(paths) != 2 or missing:
+    raise ValueError(
+      f"--compare expects two files that --json wrote, got {paths}"
+      f"{f' of which {missing} do not exist' if missing else ''}; give a.json,b.json"
+    )
+  return [json.loads(pathlib.Path(path).read_text()) for path in paths]
+
+
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config", "topology"])
   app.run(main, flags_parser=train.parse_flags)

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_run
+from jax.sharding import PartitionSpec as P
 
 from configs import visual_tokenizer as config_file
 from lavit_jax import feed, sharding, train_state
 from lavit_jax.data import items
 from lavit_jax.models import codebook, whitening
-from lavit_jax.stages import base, frozen_parts, pretrain, reconstruction
+from lavit_jax.stages import base, frozen_parts, pretrain, programs, reconstruction
 
 MESHES = [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)]
 BATCH = 8
@@ -207,25 +208,32 @@ def collective_shapes(text: str) -> list[tuple[int, ...]]:
   ]
 
 
-def compiled_text(shape) -> str:
+def compiled_text(shape, step, init, params, batch, book=None) -> str:
+  """The program of a step on a mesh, compiled from shapes."""
   mesh = mesh_of(shape)
-  step, init = language_step()
-  params = toy_run.language_params()
-  spread = shardings_of(init, params, None, mesh)
-  state = jax.eval_shape(lambda p: train_state.fresh(p, toy_run.recorder()), params)
-  place = lambda tree, spread: jax.tree.map(
-    lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-    tree,
-    spread,
-  )
+  spread = shardings_of(init, params, book, mesh)
+  fresh = lambda p, b: train_state.fresh(p, toy_run.recorder(), b)
+  state = programs.placed(jax.eval_shape(fresh, params, book), spread)
   rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  batch = toy_run.packed_batch(BATCH, LENGTH, SLOTS)
-  batch = place(batch, {name: rows for name in batch})
-  frozen = place(toy_run.frozen(), jax.tree.map(lambda _: whole, toy_run.frozen()))
+  batch = programs.placed(batch, {name: rows for name in batch})
+  frozen = jax.tree.map(lambda _: whole, toy_run.frozen())
+  frozen = programs.placed(toy_run.frozen(), frozen)
   with jax.set_mesh(mesh):
     jitted = jax.jit(step, out_shardings=(spread, None))
-    lowered = jitted.lower(place(state, spread), frozen, batch, jax.random.key(0))
+    lowered = jitted.lower(state, frozen, batch, jax.random.key(0))
     return lowered.compile(golden_data.COMPILE_FAST).as_text()
+
+
+def language_text(shape) -> str:
+  batch = toy_run.packed_batch(BATCH, LENGTH, SLOTS)
+  return compiled_text(shape, *language_step(), toy_run.language_params(), batch)
+
+
+def tokenizer_text(shape) -> str:
+  parts = (toy_run.visual_tokenizer(), toy_run.tower(), toy_run.recorder())
+  step = reconstruction.make_step(*parts, tokenizer_config(1), True)
+  params, book = toy_run.visual_tokenizer_params(), random_codebook()
+  return compiled_text(shape, step, init_tokenizer, params, picture_batch(), book)
 
 
 def is_feature(shape: tuple[int, ...]) -> bool:
@@ -236,8 +244,34 @@ def is_feature(shape: tuple[int, ...]) -> bool:
   return rows and shape[-1] == toy_run.WIDTH
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 4, 1, 1)], ids=str)
-def test_no_collective_has_a_feature_shape(shape):
-  found = collective_shapes(compiled_text(shape))
+# What XLA says when it finds no better way than to gather an array whole.
+REPLICATED = "Involuntary full rematerialization"
+
+
+@pytest.mark.parametrize(
+  ("text_of", "shape"),
+  [
+    (language_text, (8, 1, 1, 1)),
+    (language_text, (2, 4, 1, 1)),
+    (tokenizer_text, (2, 4, 1, 1)),
+  ],
+  ids=str,
+)
+def test_no_collective_has_a_feature_shape(text_of, shape, capfd):
+  found = collective_shapes(text_of(shape))
   assert len(found) > 5
-  assert not [shape for shape in found if is_feature(shape)]
+  # The decoder's learned queries are parameters: one row per patch, and no batch.
+  queries = (toy_run.PATCHES, toy_run.WIDTH)
+  assert not [shape for shape in found if is_feature(shape) and shape != queries]
+  assert REPLICATED not in capfd.readouterr().err
+
+
+def test_the_compiler_does_warn_of_hidden_replication(capfd):
+  def clash(x):
+    x = jax.lax.with_sharding_constraint(jnp.sin(x), P("fsdp", None))
+    x = jax.lax.with_sharding_constraint(x, P(None, ("tensor", "data")))
+    return jnp.cos(x)
+
+  with jax.set_mesh(mesh_of((2, 2, 1, 2))):
+    jax.jit(clash).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile()
+  assert REPLICATED in capfd.readouterr().err

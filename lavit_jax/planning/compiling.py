@@ -1,4 +1,4 @@
-"""Compiles a traced program for absent chips, and reads what the compiler says."""
+"""Compiles a lowered program for absent chips, and reads what the compiler says."""
 
 import dataclasses
 import re
@@ -53,7 +53,7 @@ class Compiled:
   Attributes:
     text: its text.
     memory: bytes on one chip.
-    seconds: time to lower and compile.
+    seconds: time to compile.
   """
 
   text: str
@@ -61,12 +61,12 @@ class Compiled:
   seconds: float
 
 
-def compile_traced(traced: Any, mesh: Mesh) -> Compiled:
-  """Lowers and compiles.
+def compile_lowered(lowered: Any, mesh: Mesh) -> Compiled:
+  """Compiles.
 
   Args:
-    traced: `jax.jit(f).trace(...)`.
-    mesh: the mesh it was traced on.
+    lowered: `jax.jit(f).lower(...)`.
+    mesh: the mesh it was lowered on.
 
   Raises:
     DoesNotFitError: too large for the chip's memory.
@@ -75,7 +75,7 @@ def compile_traced(traced: Any, mesh: Mesh) -> Compiled:
   started = time.monotonic()
   try:
     with jax.set_mesh(mesh):
-      compiled = traced.lower().compile()
+      compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     raise _memory_error(str(error)) or error from error
   seconds = time.monotonic() - started

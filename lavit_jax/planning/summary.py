@@ -188,3 +188,32 @@ def _misfit(plan: dict[str, Any]) -> list[str]:
     f" {over['capacity'] / GB:.2f} GB, {over['over'] / GB:.2f} GB too much.",
     *(f"Would help: {text}" for text in over["remedies"]),
   ]
+
+
+def comparison(first: dict[str, Any], second: dict[str, Any]) -> str:
+  """Two plans side by side, with the ratio of the second to the first."""
+  lines = [f"{'':34}{first['topology']:>16}{second['topology']:>16}{'ratio':>9}"]
+  left, right = _flat(first), _flat(second)
+  for name in sorted(left.keys() & right.keys(), key=list(left).index):
+    a, b = left[name], right[name]
+    ratio = f"{b / a:9.3f}" if a else "        -"
+    lines.append(f"{name:34}{a:16,.3f}{b:16,.3f}{ratio}")
+  return "\n".join(lines)
+
+
+def _flat(plan: dict[str, Any]) -> dict[str, float]:
+  """The figures that compare, in readable units."""
+  found = {"chips": plan["chips"]}
+  if "memory_per_chip" not in plan:
+    return found
+  memory, flops = plan["memory_per_chip"], plan["flops_per_step"]
+  names = ("arguments", "temporaries", "total")
+  found |= {f"memory {name} (GB)": memory[name] / GB for name in names}
+  found["FLOPs counted (T)"] = flops["counted"] / 1e12
+  for kind, size in plan["collective_bytes"].items():
+    found[f"{kind} (GB)"] = size / GB
+  predicted = plan["predicted"]
+  found["predicted (s)"] = predicted["seconds"]
+  found["tokens/s"] = predicted["tokens_per_second"]
+  found["MFU"] = predicted["mfu"]
+  return found

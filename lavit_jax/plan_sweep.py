@@ -1,0 +1,112 @@
+"""Compiles many layouts of one stage for one pod, each in a process of its own.
+
+A process per layout bounds the memory: what a compilation holds ends with it. Layouts
+come from `planning.layouts` after its arithmetic filter; programs that --cache holds
+are not compiled again.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import ml_collections
+from tqdm import tqdm
+
+from lavit_jax.planning import layouts, sweep_page
+from lavit_jax.planning.topology import Topology
+
+POLICIES = ("full", "attention", "dots")
+# Trainable values by stage, for the memory filter.
+PARAMETERS = {"pretrain": 7_279_000_000, "visual_tokenizer": 806_000_000}
+# Patches of a picture, where rows are pictures.
+PATCHES = 256
+
+
+def sizes_of(config: ml_collections.ConfigDict) -> layouts.Sizes:
+  """What the filter knows of a stage at full size."""
+  return layouts.Sizes(
+    parameters=PARAMETERS[config.stage],
+    heads=config.model.num_heads,
+    layers=config.model.num_layers,
+    width=config.model.embed_dim,
+    length=config.data.get("row_length", PATCHES),
+    batch=config.batch_size,
+  )
+
+
+def run(
+  config: ml_collections.ConfigDict, pod: Topology, limit: int, cache: str
+) -> dict[str, Any]:
+  """Plans the most promising layouts.
+
+  Args:
+    config: stage config; its mesh, accumulate and remat are replaced.
+    pod: the pod.
+    limit: most layouts to compile.
+    cache: folder of earlier plans, or "".
+
+  Returns:
+    {"program", "topology", "layouts": [plan with "layout" and "on_frontier"]}.
+
+  Raises:
+    ValueError: no layout passes the filter, or a plan failed for another reason.
+  """
+  found = layouts.candidates(
+    pod.chips, pod.slices, sizes_of(config), POLICIES, pod.chip.memory
+  )
+  if not found:
+    raise ValueError(
+      f"no layout of {pod} holds the state of {config.stage} and one row per chip;"
+      " choose a larger pod or a larger config.batch_size"
+    )
+  plans = []
+  for layout in tqdm(found[:limit], desc=f"{config.stage} on {pod}"):
+    plans.append(_plan(layout, cache) | {"layout": str(layout)})
+  fitting = [plan for plan in plans if plan["fits"]]
+  points = [
+    (plan["predicted"]["seconds"], plan["memory_per_chip"]["total"]) for plan in fitting
+  ]
+  best = layouts.frontier(points)
+  for index, plan in enumerate(fitting):
+    plan["on_frontier"] = index in best
+  return {"program": config.stage, "topology": str(pod), "layouts": plans}
+
+
+def _plan(layout: layouts.Layout, cache: str) -> dict[str, Any]:
+  """Runs `plan` on one layout, with the other arguments of this command."""
+  own = ("--sweep", "--json", "--html", "--cache")
+  arguments = [a for a in sys.argv[1:] if not a.startswith(own)]
+  fields = {f"mesh.{axis}": size for axis, size in layout.mesh.items()}
+  fields |= {"accumulate": layout.accumulate, "remat": layout.remat}
+  arguments += [f"--config.{name}={value}" for name, value in fields.items()]
+  with tempfile.TemporaryDirectory() as folder:
+    out = pathlib.Path(folder) / "plan.json"
+    command = [sys.executable, "-m", "lavit_jax.plan", *arguments]
+    command += [f"--json={out}", f"--cache={cache}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+      reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+      raise ValueError(f"planning {layout} failed: {reason.removeprefix('error: ')}")
+    return json.loads(out.read_text())
+
+
+def page(sweep: dict[str, Any]) -> str:
+  """The sweep as HTML."""
+  rows = []
+  for plan in sweep["layouts"]:
+    row = {"layout": plan["layout"], "on_frontier": plan.get("on_frontier", False)}
+    row |= dict(seconds=None, memory=0.0, capacity=0.0, mfu=0.0, collectives=0.0)
+    if plan["fits"]:
+      memory = plan["memory_per_chip"]
+      row |= {
+        "seconds": plan["predicted"]["seconds"],
+        "memory": memory["total"] / 1e9,
+        "capacity": memory["capacity"] / 1e9,
+        "mfu": plan["predicted"]["mfu"],
+        "collectives": sum(plan["collective_bytes"].values()) / 1e9,
+      }
+    rows.append(row)
+  return sweep_page.render(f"{sweep['program']} on {sweep['topology']}", rows)

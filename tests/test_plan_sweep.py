@@ -1,0 +1,97 @@
+"""Candidate layouts, the frontier, the page of a sweep, and two plans side by side."""
+
+import json
+
+import pytest
+
+from configs import pretrain
+from lavit_jax import plan, plan_sweep
+from lavit_jax.planning import layouts, summary, topology
+
+
+def candidates(chips=64, slices=1, capacity=16e9):
+  sizes = plan_sweep.sizes_of(pretrain.get_config("7b"))
+  return layouts.candidates(chips, slices, sizes, plan_sweep.POLICIES, capacity)
+
+
+def test_candidates_use_every_chip_and_divide():
+  found = candidates()
+  assert len(found) > 30
+  for layout in found:
+    mesh = layout.mesh
+    assert mesh["data"] * mesh["fsdp"] * mesh["sequence"] * mesh["tensor"] == 64
+    assert 2048 % (layout.accumulate * mesh["data"] * mesh["fsdp"]) == 0
+  assert str(found[0]).startswith("fsdp=64 accumulate=")
+
+
+def test_what_cannot_fit_is_not_compiled():
+  sizes = plan_sweep.sizes_of(pretrain.get_config("7b"))
+  whole = dict(data=64, fsdp=1, sequence=1, tensor=1)
+  assert layouts.memory(layouts.Layout(whole, 32, "full"), sizes) > 100e9
+  assert all(
+    layout.mesh["fsdp"] * layout.mesh["tensor"] >= 8 for layout in candidates()
+  )
+  assert candidates(chips=4) == []
+
+
+def test_data_spans_the_slices():
+  assert {layout.mesh["data"] % 2 for layout in candidates(128, 2)} == {0}
+
+
+def test_the_frontier_keeps_what_nothing_beats():
+  points = [(1.0, 9.0), (2.0, 5.0), (3.0, 6.0), (4.0, 1.0), (2.0, 7.0)]
+  assert layouts.frontier(points) == {0, 1, 3}
+  assert layouts.frontier([]) == set()
+
+
+def made(seconds: float, total: float, layout: str) -> dict:
+  return {
+    "topology": "v5e:8x8", "chips": 64, "layout": layout, "fits": True,
+    "memory_per_chip": {
+      "arguments": 10**9, "temporaries": total - 10**9, "total": total,
+      "capacity": 16 * 10**9,
+    },
+    "flops_per_step": {"counted": 4e14},
+    "collective_bytes": {"all-gather": 2e10},
+    "predicted": {"seconds": seconds, "tokens_per_second": 1e5, "mfu": 0.4},
+    "on_frontier": layout == "fsdp=64",
+  }  # fmt: skip
+
+
+def test_the_page_shades_the_frontier_and_names_misfits():
+  sweep = {
+    "program": "pretrain",
+    "topology": "v5e:8x8",
+    "layouts": [
+      made(2.0, 5e9, "fsdp=64"),
+      made(3.0, 6e9, "fsdp=32 tensor=2"),
+      {"layout": "data=64", "fits": False},
+    ],
+  }
+  page = plan_sweep.page(sweep)
+  assert page.count("<tr class=best>") == 1 and page.count("<circle") == 2
+  assert "<td>data=64<td>does not fit" in page.replace("</td>", "")
+
+
+def test_two_plans_stand_side_by_side():
+  text = summary.comparison(made(2.0, 5e9, "a"), made(1.0, 6e9, "b"))
+  assert (
+    "predicted (s)                                2.000           1.000    0.500"
+    in text
+  )
+
+
+def test_compare_needs_two_files(tmp_path):
+  path = tmp_path / "a.json"
+  path.write_text(json.dumps(made(2.0, 5e9, "a")))
+  with pytest.raises(ValueError, match="expects two files .* give a.json,b.json"):
+    plan._pair([str(path)])
+  with pytest.raises(ValueError, match=r"of which \['missing'\] do not exist"):
+    plan._pair([str(path), "missing"])
+  assert plan._pair([str(path)] * 2)[0]["chips"] == 64
+
+
+def test_a_pod_too_small_for_any_layout_is_refused():
+  config = pretrain.get_config("7b")
+  with pytest.raises(ValueError, match="no layout of v5e:2x2 holds the state"):
+    plan_sweep.run(config, topology.parse("v5e-4"), 30, "")
