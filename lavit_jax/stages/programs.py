@@ -14,7 +14,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from lavit_jax import sharding
-from lavit_jax.data import pack_plan
+from lavit_jax.data import mixture
 from lavit_jax.models import llama, visual_tokenizer, vit
 from lavit_jax.stages import base, frozen_parts, pretrain
 from lavit_jax.stages import visual_tokenizer as stage_1
@@ -112,7 +112,7 @@ def images_per_row(data: ml_collections.ConfigDict) -> int:
     return data.images_per_row
   weights = {name: share for name, share in data.mixture.items() if share}
   means = dict.fromkeys(weights, KEPT + CAPTION + MARKS)
-  return pack_plan.image_slots(weights, means, data.row_length)
+  return mixture.image_slots(weights, means, data.row_length)
 
 
 def language_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
