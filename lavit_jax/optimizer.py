@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import flax.struct
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 import optax.contrib
@@ -155,3 +157,38 @@ def scale_groups(groups: dict[str, float]) -> optax.GradientTransformation:
     return scaled, state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+@flax.struct.dataclass
+class Average:
+  """State of `averaged`.
+
+  Attributes:
+    count: int32[] steps taken.
+    params: exponential moving average of the parameters, as they are after the step.
+  """
+
+  count: jax.Array
+  params: Any
+
+
+def averaged(decay: float) -> optax.GradientTransformation:
+  """Follows the parameters by an exponential moving average; last in a chain.
+
+  The average lives in the optimizer state, so that it is saved and sharded with the
+  parameters. It starts with a short memory: min(decay, (1 + n) / (10 + n)).
+  """
+
+  def update(updates, state, params=None):
+    share = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+    moved = optax.apply_updates(params, updates)
+    average = jax.tree.map(
+      lambda old, new: share * old + (1 - share) * new, state.params, moved
+    )
+    return updates, Average(state.count + 1, average)
+
+  def init(params):
+    # A copy: a donated state must not hold one buffer twice.
+    return Average(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, params))
+
+  return optax.GradientTransformation(init, update)

@@ -1,6 +1,7 @@
 """A small LaVIT from nothing: `python -m lavit_jax.quickstart`.
 
-    toy data -> contrastive -> visual_tokenizer -> tokenize -> pretrain -> report.html
+    toy data -> contrastive -> visual_tokenizer -> tokenize -> pixel_decoder -> pretrain
+    -> report.html
 
 No download is needed. The same command continues where it was interrupted; finished
 parts are skipped. `--smoke` runs all of it on a fiftieth of the work, in a minute or
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator
 import ml_collections
 from absl import app, flags, logging
 
-from lavit_jax import prepare, tokenize, toy_study, train
+from lavit_jax import pixel_study, prepare, tokenize, toy_study, train
 from lavit_jax.data import shards
 from lavit_jax.report import writer
 from lavit_jax.weights import model_directory
@@ -30,7 +31,7 @@ SMOKE = flags.DEFINE_boolean("smoke", False, "A run through everything in minute
 
 PARTS = (
   *("prepare", "contrastive", "visual_tokenizer"),
-  *("tokenize", "pretrain", "evaluate"),
+  *("tokenize", "pixel_decoder", "pretrain", "evaluate"),
 )
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
@@ -53,7 +54,11 @@ class Size:
 
 
 FULL = Size(20_000, 1_600, 1.0, toy_study.Limits())
-SMALL = Size(256, 96, 0.02, toy_study.Limits(captions=8, questions=24, drawings=8))
+FEW_PIXELS = pixel_study.Limits(8, 10, 8, (1.0, 2.0), 8, reader_steps=20)
+SMALL = Size(
+  *(256, 96, 0.02),
+  toy_study.Limits(captions=8, questions=24, drawings=8, pixels=FEW_PIXELS),
+)
 
 
 def run(workdir: str, size: Size) -> dict:
@@ -80,7 +85,8 @@ def run(workdir: str, size: Size) -> dict:
     for split in ("train", "test"):
       if due(data / split / "codes" / shards.MANIFEST):
         tokenize.run(model, str(data / split), unroll=4)
-  _train("pretrain", configs["pretrain"], folder, clock)
+  for stage in ("pixel_decoder", "pretrain"):
+    _train(stage, configs[stage], folder, clock)
   model = str(folder / "pretrain" / "model")
   with clock.part("evaluate"):
     findings = toy_study.study(model, str(data), size.limits)
@@ -98,7 +104,8 @@ def _train(stage: str, config, folder: pathlib.Path, clock: "_Clock") -> None:
 
 def _claim(folder: pathlib.Path, size: Size) -> None:
   """Refuses a folder that holds a quickstart of another size."""
-  path, mine = folder / "quickstart.json", dataclasses.asdict(size)
+  path = folder / "quickstart.json"
+  mine = json.loads(json.dumps(dataclasses.asdict(size)))  # lists for tuples
   if path.exists() and json.loads(path.read_text()) != mine:
     raise ValueError(
       f"expected a quickstart of this size in {folder}, got one with or without"
@@ -149,11 +156,12 @@ def _configs(folder: pathlib.Path, size: Size) -> dict[str, ml_collections.Confi
   """The tiny configs of the three stages, on this run's folders."""
   if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))  # configs/ lies beside the package
-  from configs import contrastive, pretrain, visual_tokenizer
+  from configs import contrastive, pixel_decoder, pretrain, visual_tokenizer
 
   made = {
     "contrastive": contrastive.get_config("tiny"),
     "visual_tokenizer": visual_tokenizer.get_config("tiny"),
+    "pixel_decoder": pixel_decoder.get_config("tiny"),
     "pretrain": pretrain.get_config("tiny"),
   }
   data = folder / "data"
@@ -163,7 +171,8 @@ def _configs(folder: pathlib.Path, size: Size) -> dict[str, ml_collections.Confi
   for name in ("contrastive", "pretrain"):
     made[name].data.text_tokenizer = str(data / "text_tokenizer")
   made["visual_tokenizer"].init_from = str(folder / "contrastive" / "model")
-  made["pretrain"].init_from = str(folder / "visual_tokenizer" / "model")
+  made["pixel_decoder"].init_from = str(folder / "visual_tokenizer" / "model")
+  made["pretrain"].init_from = str(folder / "pixel_decoder" / "model")
   if size.steps < 1:
     _shrink(made, size)
   return made

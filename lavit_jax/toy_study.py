@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lavit_jax import api
+from lavit_jax import api, pixel_study
 from lavit_jax.data import digits, images, items, language, records, scenes, world
 from lavit_jax.evaluate import toy, toy_language, toy_reading, toy_tokenizer
 from lavit_jax.models import codebook, whitening
@@ -32,11 +32,13 @@ class Limits:
     captions: captions of single-object scenes, of digits and of novel scenes each.
     questions: questions about test pictures.
     drawings: requests for seen pairs; held-out pairs get half as many.
+    pixels: cases of the figures of pixels.
   """
 
   captions: int = 300
   questions: int = 1000
   drawings: int = 252
+  pixels: pixel_study.Limits = pixel_study.Limits()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +83,15 @@ def study(model_folder: str, data_folder: str, limits: Limits) -> toy.Findings:
   unseen = _study_drawings(model, heads, True, -(-limits.drawings // 2), size)
   figures |= answers | seen[0]
   figures |= {f"novel_{name}": value for name, value in unseen[0].items()}
+  painted = None
+  if model.has_pixels:
+    train = f"{data_folder}/train"
+    asked = toy_language.requests(False, limits.drawings), seen[2]
+    found, painted = pixel_study.study(model, train, test, *asked, limits.pixels)
+    figures |= found
+  grids = seen[1], unseen[1], rebuilt
   return toy.Findings(
-    figures, pictures, caption_examples, answer_examples, seen[1], unseen[1], rebuilt
+    figures, pictures, caption_examples, answer_examples, *grids, painted
   )
 
 
@@ -250,7 +259,7 @@ def _next_of_its_sort(scene: np.ndarray) -> np.ndarray:
 
 
 def _study_drawings(model, heads, novel: bool, count: int, size: int):
-  """Draws requests, reads the drawn features; figures and the first examples."""
+  """Draws requests, reads the drawn features: figures, first examples, all codes."""
   asked = toy_language.requests(novel, count)
   codes = model.draw_codes([request.prompt for request in asked], **DRAWING)
   features = model.decode_features(codes)
@@ -266,4 +275,4 @@ def _study_drawings(model, heads, novel: bool, count: int, size: int):
     picture = scenes.draw(world.Scene((request.drawn,), "bright"), size).image
     facts = words(*request.expected), words(*reading.names(row))
     examples.append(toy.grid_example(reading, row, request.prompt, picture, *facts))
-  return figures, examples
+  return figures, examples, codes

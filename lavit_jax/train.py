@@ -32,16 +32,24 @@ from lavit_jax import (
   sharding,
   stop,
 )
-from lavit_jax.stages import base, contrastive, pretrain, visual_tokenizer
+from lavit_jax.stages import (
+  base,
+  contrastive,
+  pixel_decoder,
+  pretrain,
+  visual_tokenizer,
+)
 
 STAGES = {
   "contrastive": contrastive.build,
   "visual_tokenizer": visual_tokenizer.build,
+  "pixel_decoder": pixel_decoder.build,
   "pretrain": pretrain.build,
 }
 # What may change between a run and its resumption.
 FREE_FIELDS = (
   "init_from",  # its weights are compared by checksum
+  "warm_start",
   "batch_size",  # the data position counts rows
   "accumulate",
   "remat",

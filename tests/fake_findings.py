@@ -6,7 +6,13 @@ import numpy as np
 
 from lavit_jax import prepare
 from lavit_jax.data import images, scenes, world
-from lavit_jax.evaluate import toy, toy_language, toy_reading, toy_tokenizer
+from lavit_jax.evaluate import (
+  toy,
+  toy_language,
+  toy_pixels,
+  toy_reading,
+  toy_tokenizer,
+)
 
 SIDE = 64
 
@@ -60,7 +66,24 @@ def make(count=64, right=0.9):
   pictures = toy.Pictures(
     pixels, truth.count, truth.objects, keep, probability, codes, 256
   )
-  return toy.Findings(figures, pictures, *texts, drawings, drawings[:3], rebuilt)
+  pixels, pixel_figures = _pixels(drawings)
+  grids = drawings, drawings[:3], rebuilt
+  return toy.Findings(figures | pixel_figures, pictures, *texts, *grids, pixels)
+
+
+def _pixels(drawings):
+  """Perfect drawings of the requests, as if painted."""
+  shown = [
+    toy_pixels.PixelExample(d.title, d.image, d.image, f"read: {d.read}", i % 3 > 0)
+    for i, d in enumerate(drawings)
+  ]
+  right = {name: np.arange(8) > 1 for name in ("color", "shape", "both", "cell")}
+  figures = toy_pixels.scene_figures("drawn", right, "requests")
+  figures |= toy_pixels.scene_figures("reconstructed", right, "scenes", true_pictures=1)
+  digits = np.arange(10)
+  figures["drawn_digit_accuracy"] = toy_pixels.digit_figure(digits, digits, 0.97, 0.9)
+  sweep = {1.0: (0.5, 0.6), 2.0: (0.8, 0.9)}
+  return toy_pixels.PixelFindings(shown, shown[:2], shown, sweep), figures
 
 
 def _texts(records, pixels, truth, right, rng):

@@ -20,8 +20,13 @@ FIGURES = (
   "drawn_feature_cell",
   "reconstructed_cell",
   "digit_caption_accuracy",
+  "drawn_color_shape",
+  "drawn_cell",
+  "drawn_digit_accuracy",
+  "reconstructed_color_shape",
+  "reconstructed_pixel_cell",
 )
-STAGES = ("contrastive", "visual_tokenizer", "pretrain")
+STAGES = ("contrastive", "visual_tokenizer", "pixel_decoder", "pretrain")
 
 
 class Outline(html.parser.HTMLParser):
@@ -62,7 +67,7 @@ def check_report(folder):
   assert outline.sources
   assert all(s.startswith("data:image/png;base64,") for s in outline.sources)
   assert not re.search(r"url\(|@import", page.STYLE)
-  assert "has seen patch labels" in text and "no pixel decoder" in text
+  assert "has seen patch labels" in text and "latents of a fixed transform" in text
   return facts
 
 
@@ -79,7 +84,7 @@ def written(tmp_path_factory):
 
 def test_report_is_complete_and_self_contained(written):
   facts = check_report(written)
-  assert facts["seconds"]["total"] == 183.0
+  assert facts["seconds"]["total"] == 243.0
   assert facts["stages"]["pretrain"]["steps"] == 200
   assert facts["stages"]["pretrain"]["held_out"] == {"loss_text": 0.2}
 

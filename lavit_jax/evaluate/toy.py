@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from lavit_jax.evaluate.toy_pixels import PixelFindings
 from lavit_jax.evaluate.toy_reading import Reading
 
 
@@ -82,6 +83,7 @@ class Findings:
     drawings: requests and what was drawn, pairs seen in training.
     novel_drawings: the same for held-out pairs.
     reconstructions: test pictures and their reconstructions.
+    pixels: what the pixel decoder drew; None without one.
   """
 
   figures: dict[str, dict]
@@ -91,6 +93,7 @@ class Findings:
   drawings: list[GridExample]
   novel_drawings: list[GridExample]
   reconstructions: list[GridExample]
+  pixels: PixelFindings | None = None
 
 
 def grid_example(

@@ -180,7 +180,7 @@ def reconstructed(rebuilt: Reading, true: Reading, truth: Truth) -> dict[str, di
     truth: of all pictures.
 
   Returns:
-    reconstructed_cell and reconstructed_color_shape.
+    reconstructed_cell and reconstructed_feature_color_shape.
   """
   expected = single_objects(truth)
   hits, bound = reading_hits(rebuilt, expected), reading_hits(true, expected)
@@ -194,7 +194,7 @@ def reconstructed(rebuilt: Reading, true: Reading, truth: Truth) -> dict[str, di
       "one of 9 cells",
       true_features=mean(bound["cell"]),
     ),
-    "reconstructed_color_shape": figure(
+    "reconstructed_feature_color_shape": figure(
       mean(hits["both"]),
       SEEN_CHANCE,
       n,

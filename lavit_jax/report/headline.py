@@ -17,7 +17,9 @@ TITLES = {
     "reconstruction_cosine": "Cosine with the true features, all patches",
     "object_patch_cosine": "Cosine on the patches of objects",
     "reconstructed_cell": "Cell of a single object, read from the reconstruction",
-    "reconstructed_color_shape": "Color and shape, read from the reconstruction",
+    "reconstructed_feature_color_shape": (
+      "Color and shape, read from the reconstruction"
+    ),
   },
   "Reading": {
     "caption_color_shape": "Captions name color and shape of a single object",
@@ -29,6 +31,13 @@ TITLES = {
     "drawn_feature_color_shape": "Drawn features show the requested color and shape",
     "drawn_feature_cell": "Drawn features show them in the requested cell",
   },
+  "Pixels, read by a classifier of their own": {
+    "drawn_color_shape": "Drawings show the requested color and shape",
+    "drawn_cell": "Drawings show them in the requested cell",
+    "drawn_digit_accuracy": "Drawn digits are recognized",
+    "reconstructed_color_shape": "Reconstructions keep color and shape",
+    "reconstructed_pixel_cell": "Reconstructions keep the cell",
+  },
   "Color-shape pairs that training never showed": {
     "novel_caption_color_shape": "Captions name color and shape",
     "novel_drawn_feature_color_shape": "Drawn features show color and shape",
@@ -39,6 +48,8 @@ EXTRAS = {
   "random_mask": "random mask of equal count",
   "other_picture": "shown another picture",
   "true_features": "read from the true features",
+  "true_pictures": "read from true pictures",
+  "reconstructed": "read from reconstructions",
   "place_where_named": "place right, where one is named",
   "color": "color",
   "shape": "shape",

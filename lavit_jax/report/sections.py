@@ -7,12 +7,13 @@ import numpy as np
 
 from lavit_jax.data import world
 from lavit_jax.evaluate import toy
-from lavit_jax.report import headline, page, plots
+from lavit_jax.report import drawn, headline, page, plots
 
 # Lines beside the loss, by stage.
 BESIDE = {
   "contrastive": ("retrieval_at_1",),
   "visual_tokenizer": ("cosine", "kept_share"),
+  "pixel_decoder": (),
   "pretrain": ("accuracy", "fill"),
 }
 
@@ -30,12 +31,13 @@ def document(
   sections = [
     _opening(findings, facts),
     headline.table(findings.figures),
-    _disclosure(),
+    _disclosure(findings),
     _curves(records, facts["stages"]),
     _kept_maps(findings.pictures),
     _kept_counts(findings),
     _codes(findings.pictures),
     _texts(findings),
+    drawn.section(findings.pixels),
     _grids(findings),
     _time(facts),
     _machine(facts),
@@ -59,7 +61,7 @@ def _opening(findings: toy.Findings, facts: Mapping) -> str:
   )
 
 
-def _disclosure() -> str:
+def _disclosure(findings: toy.Findings) -> str:
   return (
     '<div class="note"><p><b>Read the figures with this in mind.</b></p>'
     "<p>The small encoder of this quickstart has seen patch labels: beside the"
@@ -71,8 +73,8 @@ def _disclosure() -> str:
     "<p>A fixed whitening buffer stands between this encoder and the visual tokenizer;"
     " without it the position of objects is lost. Published EVA-CLIP weights"
     " need neither.</p>"
-    "<p>Drawing ends at reconstructed features: there is no pixel decoder yet. The"
-    " grids below show what the word heads read from each patch, not pixels.</p></div>"
+    + (drawn.DISCLOSURE if findings.pixels else drawn.NO_PIXELS)
+    + "</div>"
   )
 
 
@@ -197,11 +199,11 @@ def _card(example: toy.TextExample) -> str:
 def _grids(findings: toy.Findings) -> str:
   grid = lambda examples: page.row([_grid(example) for example in examples])
   return (
-    "<h2>Reconstructions</h2><p>A held-out picture, and what the word heads read from"
-    " the features decoded from its codes: each patch in the color read there, with the"
-    " sign of its shape.</p>"
+    "<h2>Reconstructed features</h2><p>A held-out picture, and what the word heads read"
+    " from the features decoded from its codes: each patch in the color read there,"
+    " with the sign of its shape.</p>"
     + grid(findings.reconstructions)
-    + "<h2>Drawings</h2><p>The picture that the prompt asks for (drawn by the toy"
+    + "<h2>Drawn features</h2><p>The picture that the prompt asks for (drawn by the toy"
     " world), and the read-out of the features that the model drew.</p>"
     + grid(findings.drawings)
     + "<h3>Color-shape pairs that training never showed</h3>"
