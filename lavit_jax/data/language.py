@@ -22,7 +22,7 @@ TURNS_PER_ENTRY = 3
 POSITION_SHARE = 0.85  # of the captions; without positions a drawing is not determined
 SIZE_SHARE = 0.5
 YES_SHARE = 0.57  # half of all answers, since empty scenes always answer "no"
-HARD_SHARE = 0.75  # of the "no" questions, when the scene allows one
+HARD_SHARE = 0.4  # of the "no" questions, when the scene allows one
 
 _FIELDS = (("color", world.COLORS), ("shape", world.SHAPES))
 _PREPOSITIONS = {"top": "at", "bottom": "at", "left": "on", "right": "on"}
