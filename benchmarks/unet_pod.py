@@ -6,7 +6,9 @@
 `sample` is the whole loop of the SDXL type: DDIM with guidance, 1024 px, one picture
 per chip, weights in bfloat16 on every chip. `train` is a step of Stable Diffusion 1.5
 at 512 px: bfloat16 compute, float32 AdamW and EMA, everything split over all chips.
-Needs the `tpu` extra, no TPU. Prints one line of JSON with the memory of one chip.
+Needs the `tpu` extra, no TPU. Prints lines of JSON: the memory of one
+chip, and the FLOPs of its products beside the analytic count (with --decode the VAE's
+come on top).
 """
 
 import argparse
@@ -23,11 +25,12 @@ import optax
 from jax.experimental import topologies
 
 from lavit_jax import sharding
-from lavit_jax.diffusion import schedule, solver
+from lavit_jax.diffusion import schedule
+from lavit_jax.generate import pixels
 from lavit_jax.layers import linear
 from lavit_jax.models import unet, vae
+from lavit_jax.planning import cost, unet_flops
 
-GUIDANCE = 7.0
 TOKENS = 256  # of a condition
 
 
@@ -42,10 +45,13 @@ def placed(tree, layouts, dtype=None):
   return jax.tree.map(one, tree, layouts)
 
 
-def parameters(module, *inputs, method=None):
+def parameters(module, *inputs, method=None, **named):
   """Abstract parameters and their axis names."""
-  init = lambda *inputs: module.init(jax.random.key(0), *inputs, method=method)
-  return linear.split_boxes(jax.eval_shape(init, *inputs)["params"])
+
+  def init(inputs, named):
+    return module.init(jax.random.key(0), *inputs, method=method, **named)
+
+  return linear.split_boxes(jax.eval_shape(init, inputs, named)["params"])
 
 
 def unet_inputs(fields, batch, side, layout):
@@ -68,41 +74,26 @@ def sampling(mesh, num_steps, decode):
   fields = unet.VARIANTS["sdxl"]
   model, coder = unet.UNet(**fields), vae.AutoencoderKL(**vae.VARIANTS["sdxl"])
   whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  steps = solver.ddim(schedule.from_config(schedule.STABLE_DIFFUSION), num_steps)
+  noises = schedule.from_config(schedule.STABLE_DIFFUSION)
+  settings = pixels.Settings(steps=num_steps)
 
-  def draw(weights, noise, context, pooled, time_ids):
-    none = lambda x: jnp.stack([jnp.zeros_like(x), x], 1).reshape(-1, *x.shape[1:])
-    conditions = none(context), None, none(pooled), jnp.repeat(time_ids, 2, 0)
-
-    def predict(sample, t):
-      twice = jnp.repeat(sample, 2, 0)
-      times = jnp.broadcast_to(t, twice.shape[:1])
-      both = model.apply({"params": weights["unet"]}, twice, times, *conditions)
-      without, given = both[::2], both[1::2]
-      return without + GUIDANCE * (given - without)
-
-    latents = solver.solve(steps, predict, noise)
-    if not decode:
-      return latents
-    latents = latents / coder.scaling_factor
-    return coder.apply({"params": weights["vae"]}, latents, method="decode")
+  def draw(weights, condition, noise):
+    latents = pixels.sample(
+      model, weights["unet"], noises, condition, None, noise, settings
+    )
+    return pixels.decode(coder, weights["vae"], latents) if decode else latents
 
   inputs = unet_inputs(fields, mesh.size, 128, rows)
-  params, _ = parameters(
-    model,
-    *(inputs[k] for k in ("latents", "timesteps")),
-    inputs["context"],
-    None,
-    inputs["pooled"],
-    inputs["time_ids"],
-  )
+  noise = inputs["latents"]
+  params, _ = parameters(model, **inputs)
   weights = {"unet": placed(params, jax.tree.map(lambda _: whole, params), "bfloat16")}
   if decode:
-    params, _ = parameters(coder, inputs["latents"], method="decode")
+    params, _ = parameters(coder, noise, method="decode")
     weights["vae"] = placed(params, jax.tree.map(lambda _: whole, params))
-  names = ("latents", "context", "pooled", "time_ids")
+  names = ("pooled", "time_ids")
+  condition = pixels.Condition(inputs["context"], None, *(inputs[k] for k in names))
   with jax.set_mesh(mesh):
-    return jax.jit(draw).lower(weights, *(inputs[name] for name in names))
+    return jax.jit(draw).lower(weights, condition, noise)
 
 
 def training(mesh, batch):
@@ -127,7 +118,7 @@ def training(mesh, batch):
     return (params, moments, average), value
 
   inputs = unet_inputs(fields, batch, 64, sharding.batch_sharding(mesh))
-  params, axes = parameters(model, *inputs.values())
+  params, axes = parameters(model, **inputs)
   layouts = sharding.parameter_shardings(params, axes, mesh)
   moments = jax.eval_shape(tx.init, params)
   spread = sharding.optimizer_shardings(moments, params, layouts)
@@ -154,10 +145,39 @@ def main():
   start = time.time()
   if args.what == "sample":
     lowered = sampling(mesh, args.num_steps, args.decode)
+    passes = 2 * args.num_steps  # guided: every step sees each picture twice
+    fields, side = unet.VARIANTS["sdxl"], 128
   else:
     lowered = training(mesh, args.batch)
+    passes = 4 * args.batch / mesh.size  # forward, again in remat, backward twice
+    fields, side = unet.VARIANTS["sd15"], 64
   middle = time.time()
   compiled = lowered.compile()
+  seconds = {
+    "lower": round(middle - start, 1),
+    "compile": round(time.time() - middle, 1),
+  }
+  print(json.dumps({"what": args.what, "seconds": seconds, **memory_of(compiled)}))
+  text = compiled.as_text()
+  if args.text:
+    with open(args.text, "w") as stream:
+      stream.write(text)
+  counted = cost.count(text, mesh.size).flops
+  analytic = passes * unet_flops.forward(fields, side, side, TOKENS)
+  print(
+    json.dumps(
+      {
+        "topology": args.topology,
+        "chips": mesh.size,
+        "teraflops_per_chip": round(counted / 1e12, 2),
+        "counted_over_analytic": round(counted / analytic, 4),
+      }
+    )
+  )
+
+
+def memory_of(compiled):
+  """Gigabytes on one chip."""
   memory = compiled.memory_analysis()
   sizes = {
     "arguments": memory.argument_size_in_bytes,
@@ -166,22 +186,7 @@ def main():
     "code": memory.generated_code_size_in_bytes,
   }
   found = {name: round(size / 1e9, 3) for name, size in sizes.items()}
-  found["total"] = round(sum(sizes.values()) / 1e9, 3)
-  print(
-    json.dumps(
-      {
-        "what": args.what,
-        "topology": args.topology,
-        "chips": mesh.size,
-        "gigabytes_per_chip": found,
-        "lower_s": round(middle - start, 1),
-        "compile_s": round(time.time() - middle, 1),
-      }
-    )
-  )
-  if args.text:
-    with open(args.text, "w") as stream:
-      stream.write(compiled.as_text())
+  return {"gigabytes_per_chip": found | {"total": round(sum(sizes.values()) / 1e9, 3)}}
 
 
 if __name__ == "__main__":
