@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import pathlib
+import resource
 import sys
 from typing import Any
 
@@ -110,6 +111,7 @@ def _compile(config, pod: Topology, program, found, lowered) -> dict[str, Any]:
   plan |= {
     "predicted": summary.prediction(times, pod, *volume, model_flops),
     "compile_seconds": compiled.seconds,
+    "compile_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   }
   if figures["total"] > pod.chip.memory:
     plan |= _misfit(figures["total"], pod.chip.memory, config, program)
