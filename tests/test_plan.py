@@ -6,13 +6,17 @@ import json
 import jax
 import pytest
 
-from configs import pretrain, visual_tokenizer
+from configs import pixel_decoder, pretrain, visual_tokenizer
 from lavit_jax import plan, sharding
 from lavit_jax.planning import compiling, cost, summary, topology, traced
 from lavit_jax.stages import programs
 from lavit_jax.vocabulary import Vocabulary
 
-CONFIGS = {"pretrain": pretrain, "visual_tokenizer": visual_tokenizer}
+CONFIGS = {
+  "pretrain": pretrain,
+  "visual_tokenizer": visual_tokenizer,
+  "pixel_decoder": pixel_decoder,
+}
 MESHES = {
   "fsdp": {"fsdp": 8},
   "data": {"data": 8},
@@ -145,3 +149,14 @@ def test_batch_and_parameters_are_counted_by_their_shardings():
   assert groups["parameters"] < 0.2 * whole["parameters"]
   leaves = jax.tree.leaves(program.arguments["state"].params)
   assert whole["parameters"] == sum(leaf.size * 4 for leaf in leaves)
+
+
+def test_the_full_size_pixel_decoder_has_a_program():
+  config = pixel_decoder.get_config("sd15")
+  config.update(dict(batch_size=16, accumulate=1))
+  program = programs.pixel_step(config, sharding.make_mesh({"fsdp": 8}))
+  groups = plan.argument_groups(program)
+  values = sum(x.size for x in jax.tree.leaves(program.arguments["state"].params))
+  assert 850e6 < values < 900e6  # U-Net of Stable Diffusion 1.5 and the projection
+  assert groups["optimizer"] > 2.9 * groups["parameters"]  # two moments and the average
+  assert program.arguments["batch"]["image"].shape == (16, 512, 512, 3)

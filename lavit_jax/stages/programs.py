@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from lavit_jax import sharding
 from lavit_jax.data import mixture
 from lavit_jax.models import llama, visual_tokenizer, vit
-from lavit_jax.stages import base, frozen_parts, pretrain
+from lavit_jax.stages import base, frozen_parts, pixel_program, pretrain
 from lavit_jax.stages import visual_tokenizer as stage_1
 from lavit_jax.vocabulary import Vocabulary
 
@@ -167,12 +167,32 @@ def tokenizer_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   )
 
 
+def pixel_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
+  """The train step of stage 1b, of the first picture size."""
+  check_batch(config, mesh)
+  made, frozen, fields, patches = pixel_program.step(config, mesh)
+  size = config.batch_size
+  return Program(
+    name="pixel_decoder",
+    function=made.step(0),
+    arguments=_train_arguments(made, frozen, _rows(mesh, size, **fields), mesh),
+    mesh=mesh,
+    examples=size,
+    tokens=size * patches,
+    images=size,
+  )
+
+
 def _train_arguments(made: base.Assembled, frozen, batch, mesh) -> dict[str, Any]:
   state = placed(made.abstract, made.shardings)
   return {"state": state, "frozen": frozen, "batch": batch, "key": _key(mesh)}
 
 
-STEPS = {"pretrain": language_step, "visual_tokenizer": tokenizer_step}
+STEPS = {
+  "pretrain": language_step,
+  "visual_tokenizer": tokenizer_step,
+  "pixel_decoder": pixel_step,
+}
 
 
 def trace(program: Program) -> Any:
