@@ -34,6 +34,7 @@ from lavit_jax.data import (
   conversion,
   digits,
   dry_run,
+  inspection,
   on_beam,
   records,
   scenes,
@@ -52,12 +53,17 @@ TEXT_FIELD = flags.DEFINE_string("text_field", "", "Text's field, if unusual.")
 PER_SHARD = flags.DEFINE_integer(
   "records_per_shard", 10_000, "Records per part, about; a tar is always one."
 )
-MAX_BAD = flags.DEFINE_float("max_bad", 0.01, "Share of bad records that stops a run.")
+MAX_BAD = flags.DEFINE_float(
+  "max_bad", 0.01, "Share of bad records that stops a run.", allow_override=True
+)
 PROCESSES = flags.DEFINE_integer("processes", 0, "Local workers; 0 is one per core.")
 BEAM = flags.DEFINE_string(
   "beam", "", "Apache Beam's pipeline options instead of local workers."
 )
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Only show a sample and the counts.")
+INSPECT = flags.DEFINE_boolean(
+  "inspect", False, "Only write TARGET/inspect.html about what stands in TARGET."
+)
 TRAIN = flags.DEFINE_integer("train", 24_000, "Toy: training records.")
 TEST = flags.DEFINE_integer("test", 1_600, "Toy: held-out records, as many novel ones.")
 
@@ -164,6 +170,9 @@ def run(
 
 def _prepare() -> None:
   """Does what the flags say."""
+  if INSPECT.value:
+    print(inspection.write(TARGET.value))
+    return
   if SOURCE.value == "toy":
     prepare_toy(TARGET.value, TRAIN.value, TEST.value)
     return
@@ -190,7 +199,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
   try:
     _prepare()
-  except ValueError as error:
+  except (ValueError, OSError) as error:  # OSError: a full disk, missing rights
     sys.exit(f"error: {error}")
 
 

@@ -1,15 +1,20 @@
 """`tokenize`: what stands in the sidecar, whatever the batch, and restarts."""
 
+import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenize_process
 import toy_run
+import toy_shards
+import web_data
 
-from lavit_jax import sharding, tokenize
-from lavit_jax.data import images, items, records, text
+from lavit_jax import prepare, sharding, tokenize
+from lavit_jax.data import conversion, images, items, records, text, token_figures
+from lavit_jax.data.sources import fields
 from lavit_jax.models import codebook, selector, whitening
 from lavit_jax.stages import base, frozen_parts, tokenizing
 
@@ -115,6 +120,86 @@ def test_an_interrupted_run_continues_with_the_missing_shards(
   assert len(records.Sidecar(data / "codes")) == 10
 
 
+def sidecars(folder):
+  """The shards' bytes and the report of a finished sidecar."""
+  names = sorted((folder / "codes").glob("*.array_record"))
+  names += [folder / "codes" / "manifest.json", folder / "codes" / "report.json"]
+  return {path.name: path.read_bytes() for path in names}
+
+
+@pytest.fixture(scope="module")
+def tokenized_tars(tmp_path_factory, visual_tokenizer_directory):
+  """Four shards of tars, one of them empty, tokenized on all devices."""
+  folder = tmp_path_factory.mktemp("tars")
+  pattern = web_data.tars(folder / "in", 3, 5)
+  web_data.tar(folder / "in" / "00003.tar", [("readme.md", b"nothing")])
+  prepare.run(
+    conversion.plan("webdataset", [pattern], str(folder / "out"), fields.Fields(), 1)
+  )
+  shutil.copytree(folder / "out", folder / "bare")
+  tokenize.run(str(visual_tokenizer_directory), str(folder / "out"), 8)
+  return folder
+
+
+def test_the_mesh_changes_no_byte(tokenized_tars, visual_tokenizer_directory, tmp_path):
+  shutil.copytree(tokenized_tars / "bare", tmp_path / "data")
+  sizes = tokenize.parse_mesh(["fsdp=2", "tensor=2"])
+  model = str(visual_tokenizer_directory)
+  tokenize.run(model, str(tmp_path / "data"), 8, mesh_sizes=sizes, threads=3)
+  assert sidecars(tmp_path / "data") == sidecars(tokenized_tars / "out")
+
+
+def test_two_processes_and_a_killed_one_write_the_same(
+  tokenized_tars, visual_tokenizer_directory, tmp_path
+):
+  folder = tmp_path / "data"
+  shutil.copytree(tokenized_tars / "bare", folder)
+  tokenize_process.kill(visual_tokenizer_directory, folder, shards=1)
+  assert not (folder / "codes" / "manifest.json").exists()
+  tokenize_process.run(visual_tokenizer_directory, folder, processes=2)
+  assert sidecars(folder) == sidecars(tokenized_tars / "out")
+  assert not list(folder.glob("codes/*.tmp"))
+
+
+def test_report_counts_tokens_codes_and_records(tokenized_tars):
+  sidecar = records.Sidecar(tokenized_tars / "out" / "codes")
+  found = json.loads((tokenized_tars / "out" / "codes" / "report.json").read_text())
+  items = [sidecar[i] for i in range(len(sidecar))]
+  assert found["pictures"] == len(items) == 15 and sum(found["kept_histogram"]) == 15
+  assert found["visual_tokens"] == sum(item["count"] for item in items)
+  used = np.concatenate([item["codes"] for item in items])
+  assert found["codes_used"] == len(np.unique(used))
+  share = np.bincount(used) / len(used)
+  entropy = -sum(p * np.log(p) for p in share if p)
+  np.testing.assert_allclose(found["codes_perplexity"], np.exp(entropy), rtol=1e-6)
+  for count in (item["count"] for item in items):
+    assert found["kept_histogram"][count] > 0
+  assert "15 pictures" in token_figures.summary(found)
+  assert sidecar.manifest["dtype"] == "float32"
+
+
+def test_a_picture_that_does_not_decode_keeps_its_place(
+  visual_tokenizer_directory, tmp_path
+):
+  made = [toy_shards.record(i, bad=(2,)) for i in range(6)]
+  records.write_shards(made, tmp_path / "data", "toy", 4)
+  model, data = str(visual_tokenizer_directory), str(tmp_path / "data")
+  with pytest.raises(ValueError, match="(?s)at most 1.00% bad.*1 of 6.*r2"):
+    tokenize.run(model, data, 8)
+  tokenize.run(model, data, 8, max_bad=0.2)
+  sidecar = records.Sidecar(tmp_path / "data" / "codes")
+  assert [sidecar[i]["id"] for i in range(6)] == [f"r{i}" for i in range(6)]
+  assert sidecar[2]["count"] == 0 and sidecar[2]["texts"] == []
+  assert sidecar[1]["count"] > 0 and len(sidecar.lengths.count) == 6
+
+
+def test_mesh_axes_are_read_from_words():
+  assert tokenize.parse_mesh(["tensor=2"]) == {"data": -1, "tensor": 2}
+  assert tokenize.parse_mesh(["data=1", "fsdp=-1"]) == {"data": 1, "fsdp": -1}
+  with pytest.raises(ValueError, match="expected a mesh such as"):
+    tokenize.parse_mesh(["tensor"])
+
+
 def test_another_tokenizer_does_not_continue_a_sidecar(
   data, visual_tokenizer_directory, encoder_directory, toy_data, tmp_path
 ):
@@ -126,7 +211,7 @@ def test_another_tokenizer_does_not_continue_a_sidecar(
 
 
 def test_batch_that_the_devices_do_not_divide(data, visual_tokenizer_directory):
-  with pytest.raises(ValueError, match="data = 8 do not divide batch_size = 12"):
+  with pytest.raises(ValueError, match=r"data\*fsdp = 8 do not divide batch_size = 12"):
     tokenize.run(str(visual_tokenizer_directory), str(data), 12)
 
 

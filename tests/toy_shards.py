@@ -14,6 +14,7 @@ FACTS = {
   "image_size": SIZE,
   "patches": PATCHES,
   "num_codes": 24,
+  "dtype": "float32",
 }
 
 

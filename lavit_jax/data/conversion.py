@@ -9,7 +9,6 @@ nothing but finished shards and files ending in .tmp, so the same call continues
 import dataclasses
 import fcntl
 import hashlib
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -83,6 +82,11 @@ def plan(
       f"expected data in {', '.join(inputs)}, got none; give more inputs"
     )
   number = len(parts)
+  if len({part.name for part in parts}) < number:
+    raise ValueError(
+      "expected inputs of different names, got two alike; ids begin with the name of"
+      " their input, so rename one"
+    )
   return [
     Job(source, part, fields, target, f"{source}-{i:05d}-of-{number:05d}.array_record")
     for i, part in enumerate(parts)
@@ -154,7 +158,7 @@ class Run:
     self._lock = _lock(self.target)
     path, facts = self.target / PLAN, _facts(jobs)
     if path.exists():
-      _check_same(json.loads(path.read_text()), facts, self.target)
+      _check_same(shards.read_json(path), facts, self.target)
     else:
       if (self.target / shards.MANIFEST).exists():
         raise ValueError(
@@ -188,7 +192,7 @@ class Run:
     check(tally, max_bad, self.target)
     rows, counts, digest = [], [], hashlib.sha256()
     for job in self.jobs:
-      report = json.loads(job.report.read_text())
+      report = shards.read_json(job.report)
       digest.update(report["fingerprint"].encode())
       rows.append(shards.read_arrays(job.index))
       counts.append(report["good"])
@@ -199,13 +203,13 @@ class Run:
 
 def tally_of(job: Job) -> bad.Tally:
   """Reads the counts of a finished shard."""
-  report = json.loads(job.report.read_text())
+  report = shards.read_json(job.report)
   return bad.Tally(report["good"], report["reasons"])
 
 
 def summary(target: epath.PathLike) -> str:
   """Describes the counts of a folder, commonest reason first."""
-  found = json.loads((epath.Path(target) / REPORT).read_text())
+  found = shards.read_json(epath.Path(target) / REPORT)
   return bad.Tally(found["good"], found["reasons"]).summary()
 
 

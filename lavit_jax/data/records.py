@@ -13,7 +13,6 @@ same order.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 
 import msgpack
@@ -43,6 +42,7 @@ SIDECAR_FACTS = (
   "image_size",
   "patches",  # P
   "num_codes",  # K
+  "dtype",  # compute dtype: another one may give other codes
 )
 
 
@@ -298,12 +298,13 @@ class SidecarWriter:
     self.records, self.folder = records, shards.make_folder(folder)
     plan = {**facts, "fingerprint": records.manifest["fingerprint"]}
     path = self.folder / PLAN
-    if path.exists() and json.loads(path.read_text()) != plan:
+    if path.exists() and shards.read_json(path) != plan:
       raise ValueError(
         f"expected to continue a sidecar of {plan}, got one of {path.read_text()} in "
         f"{folder}; give a new folder or empty this one"
       )
-    shards.write_json(path, plan)
+    if not path.exists():
+      shards.write_json(path, plan)
     self.plan = plan
 
   def _file(self, number: int) -> str:
@@ -311,6 +312,10 @@ class SidecarWriter:
 
   def _lengths(self, number: int) -> epath.Path:
     return self.folder / (self._file(number) + ".lengths.npz")
+
+  def figures(self, number: int) -> epath.Path:
+    """Path of a shard's `token_figures`; to be written before the shard."""
+    return self.folder / (self._file(number) + ".figures.npz")
 
   def missing(self) -> list[int]:
     """Returns the numbers of the shards that are still to be written."""

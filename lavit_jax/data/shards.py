@@ -25,7 +25,7 @@ def temporary(path: epath.PathLike) -> epath.Path:
   bucket the file stands in the local folder of temporary files.
   """
   path = epath.Path(path)
-  name = f"{path.name}.{os.getpid()}.tmp"
+  name = f"{path.name}.{os.uname().nodename}.{os.getpid()}.tmp"
   if "://" in os.fspath(path):
     return epath.Path(tempfile.gettempdir()) / name
   return path.parent / name
@@ -82,6 +82,11 @@ def write_json(path: epath.PathLike, value: dict) -> None:
   write_bytes(path, json.dumps(value, indent=1, sort_keys=True).encode())
 
 
+def read_json(path: epath.PathLike) -> dict:
+  """Reads a JSON file."""
+  return json.loads(epath.Path(path).read_text())
+
+
 def make_folder(folder: epath.PathLike) -> epath.Path:
   """Makes a folder for shards; array_record itself cannot write to a bucket."""
   if "://" in os.fspath(folder):
@@ -117,7 +122,7 @@ def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
       f"expected a finished folder with {MANIFEST}, got {state} at {folder}; run "
       f"python -m lavit_jax.{verb} to the end"
     )
-  manifest = json.loads((folder / MANIFEST).read_text())
+  manifest = read_json(folder / MANIFEST)
   if manifest.get("schema") != schema:
     raise ValueError(
       f"expected the schema {schema!r}, got {manifest.get('schema')!r} in {folder}; "
