@@ -27,28 +27,39 @@ from lavit_jax import plan_sweep, sharding, train
 from lavit_jax.planning import compiling, cost, roofline, summary, topology, traced
 from lavit_jax.planning.compiling import DoesNotFitError
 from lavit_jax.planning.topology import Topology
-from lavit_jax.stages import programs
+from lavit_jax.stages import programs, serving_programs
 
 TOPOLOGY = flags.DEFINE_string("topology", None, "Pod, e.g. v5p:4x4x4 or v5e-64.")
 SLICES = flags.DEFINE_integer("slices", 1, "Slices joined by the network.")
 PRICE = flags.DEFINE_float("price", 0.0, "Price of a chip-hour, for the receipt.")
 JSON = flags.DEFINE_string("json", "", "File for the figures.")
 CACHE = flags.DEFINE_string("cache", "", "Folder of plans, found again by program.")
+PROGRAM = flags.DEFINE_enum(
+  "program", "train", ["train", *serving_programs.PROGRAMS], "What to compile."
+)
+ROWS = flags.DEFINE_integer("rows", 64, "Pictures or sequences of a serving program.")
 SWEEP = flags.DEFINE_integer("sweep", 0, "Compile this many layouts and compare them.")
 HTML = flags.DEFINE_string("html", "sweep.html", "Page of a sweep.")
 COMPARE = flags.DEFINE_list("compare", [], "Two JSON files of plans: a.json,b.json.")
 
 
 def make(
-  config: ml_collections.ConfigDict, pod: Topology, price: float = 0.0, cache: str = ""
+  config: ml_collections.ConfigDict,
+  pod: Topology,
+  price: float = 0.0,
+  cache: str = "",
+  kind: str = "train",
+  rows: int = 64,
 ) -> dict[str, Any]:
-  """Compiles the train step of a stage for a pod and gathers every figure.
+  """Compiles a program of a stage for a pod and gathers every figure.
 
   Args:
     config: stage config.
     pod: the pod.
     price: of a chip-hour; 0 when unknown.
     cache: folder of earlier plans by program, or "".
+    kind: "train" or a name of `serving_programs.PROGRAMS`.
+    rows: pictures or sequences of a call, where nothing trains.
 
   Returns:
     The figures, as `--json` writes them.
@@ -59,7 +70,10 @@ def make(
       " has no full-size variant"
     )
   mesh = pod_mesh(config, pod)
-  program = programs.STEPS[config.stage](config, mesh)
+  if kind == "train":
+    program = programs.STEPS[config.stage](config, mesh)
+  else:
+    program = _serving(kind, config, mesh, rows)
   found = programs.trace(program)
   with jax.set_mesh(mesh):
     lowered = found.lower()
@@ -72,10 +86,21 @@ def make(
     if cache:
       kept.parent.mkdir(parents=True, exist_ok=True)
       kept.write_text(json.dumps(plan))
-  if "predicted" in plan:
+  if "predicted" in plan and kind == "train":
     seconds = plan["predicted"]["seconds"]
     plan["receipt"] = summary.receipt(seconds, config.num_steps, pod, price)
   return plan
+
+
+def _serving(kind: str, config, mesh, rows: int) -> programs.Program:
+  stage = serving_programs.STAGE[kind]
+  if config.stage != stage:
+    raise ValueError(
+      f"--program={kind} belongs to stage {stage}, got a config of {config.stage}; give"
+      f" --config=configs/{stage}.py:7b"
+    )
+  sharding.check_divides(mesh, rows=(rows, ("data", "fsdp")))
+  return serving_programs.PROGRAMS[kind](config, mesh, rows)
 
 
 def _compile(config, pod: Topology, program, found, lowered) -> dict[str, Any]:
@@ -102,7 +127,10 @@ def _compile(config, pod: Topology, program, found, lowered) -> dict[str, Any]:
   moved = compiled.memory.arguments + compiled.memory.outputs
   places = [_place(device) for device in mesh.devices.flat]
   times = roofline.estimate(counts, pod, places, moved)
-  model_flops = traced.flops(_without_recomputation(config, mesh).jaxpr)
+  plain = found
+  if "state" in program.arguments:
+    plain = _without_recomputation(config, mesh)
+  model_flops = traced.flops(plain.jaxpr)
   volume = (program.tokens, program.images)
   plan |= {"fits": True, "memory_per_chip": figures}
   plan |= summary.cost_figures(
@@ -132,13 +160,11 @@ def _place(device: Any) -> tuple[int, ...]:
 
 def argument_groups(program: programs.Program) -> dict[str, int]:
   """Bytes on one chip of each group of arguments."""
-  state = program.arguments["state"]
-  groups = {
-    "parameters": state.params,
-    "optimizer": (state.opt_state, state.step, state.codebook),
-    "frozen": program.arguments["frozen"],
-    "batch": program.arguments["batch"],
-  }
+  groups = dict(program.arguments)
+  groups.pop("key", None)
+  if state := groups.pop("state", None):
+    rest = (state.opt_state, state.step, state.codebook)
+    groups = {"parameters": state.params, "optimizer": rest} | groups
   return {
     name: sharding.bytes_per_device(tree, jax.tree.map(lambda x: x.sharding, tree))
     for name, tree in groups.items()
@@ -197,7 +223,8 @@ def main(argv: list[str]) -> None:
       pathlib.Path(HTML.value).write_text(plan_sweep.page(plan))
       print(f"wrote {HTML.value}")
     else:
-      plan = make(train.CONFIG.value, pod, PRICE.value, CACHE.value)
+      asked = (PRICE.value, CACHE.value, PROGRAM.value, ROWS.value)
+      plan = make(train.CONFIG.value, pod, *asked)
       print(summary.page(plan))
   except ValueError as error:
     sys.exit(f"error: {error}")

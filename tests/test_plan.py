@@ -9,7 +9,7 @@ import pytest
 from configs import pixel_decoder, pretrain, visual_tokenizer
 from lavit_jax import plan, sharding
 from lavit_jax.planning import compiling, cost, summary, topology, traced
-from lavit_jax.stages import programs
+from lavit_jax.stages import programs, serving_programs
 from lavit_jax.vocabulary import Vocabulary
 
 CONFIGS = {
@@ -160,3 +160,25 @@ def test_the_full_size_pixel_decoder_has_a_program():
   assert 850e6 < values < 900e6  # U-Net of Stable Diffusion 1.5 and the projection
   assert groups["optimizer"] > 2.9 * groups["parameters"]  # two moments and the average
   assert program.arguments["batch"]["image"].shape == (16, 512, 512, 3)
+
+
+def test_one_decoded_token_reads_every_weight_once():
+  config = pretrain.get_config("7b")
+  config.model.num_layers = 2
+  mesh = sharding.make_mesh({"tensor": 8})
+  program = serving_programs.decode(config, mesh, 4)
+  found = traced.flops(programs.trace(program).jaxpr)
+  width, hidden, vocabulary = 4096, 11_008, 48_512
+  weights = 2 * (4 * width**2 + 3 * width * hidden) + width * vocabulary
+  attention = 2 * 4 * config.data.row_length * width
+  assert found == pytest.approx(4 * (2 * weights + attention), rel=1e-6)
+  held = plan.argument_groups(program)
+  cache = 2 * 2 * 4 * config.data.row_length * width * 2  # k and v, bfloat16
+  assert held["cache"] == pytest.approx(cache / 8, rel=0.01)
+  assert 2 * weights / 8 < held["parameters"] < 2 * (weights + width * vocabulary)
+
+
+def test_a_serving_program_needs_its_stage():
+  config = visual_tokenizer.get_config("7b")
+  with pytest.raises(ValueError, match="--program=decode belongs to stage pretrain"):
+    plan._serving("decode", config, sharding.make_mesh({"fsdp": 8}), 8)

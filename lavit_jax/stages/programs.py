@@ -58,7 +58,7 @@ def placed(abstract: Any, shardings: Any, dtype: str | None = None) -> Any:
   return jax.tree.map(leaf, abstract, shardings)
 
 
-def _rows(mesh: Mesh, size: int, **fields) -> dict[str, jax.ShapeDtypeStruct]:
+def rows_of(mesh: Mesh, size: int, **fields) -> dict[str, jax.ShapeDtypeStruct]:
   """A batch of `size` rows, each field given as (dtype, *shape of a row)."""
   spread = sharding.batch_sharding(mesh)
   return {
@@ -72,7 +72,7 @@ def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(mesh))
 
 
-def _encoder(variant: str, config: ml_collections.ConfigDict, mesh: Mesh):
+def encoder(variant: str, config: ml_collections.ConfigDict, mesh: Mesh):
   """The frozen encoder and its shapes in the compute dtype."""
   tower = vit.VisionTransformer(
     **vit.VARIANTS[variant], dtype=config.dtype, unroll=config.unroll
@@ -120,12 +120,12 @@ def language_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   check_batch(config, mesh)
   tiny = _is_tiny(config.model, llama.VARIANTS["tiny"])
   sizes = visual_tokenizer.VARIANTS["tiny" if tiny else "lavit"]
-  tower, frozen = _encoder("tiny" if tiny else "g14", config, mesh)
+  tower, frozen = encoder("tiny" if tiny else "g14", config, mesh)
   words = Vocabulary(TEXT_IDS, sizes["num_codes"])
   made = pretrain.assemble(config, mesh, tower, sizes, words)
   length, slots = config.data.row_length, images_per_row(config.data)
   side, patches = tower.image_size, tower.num_patches
-  batch = _rows(
+  batch = rows_of(
     mesh,
     config.batch_size,
     tokens=(jnp.int32, length),
@@ -152,10 +152,10 @@ def tokenizer_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   """The train step of stage 1, in phase b: with the codebook."""
   check_batch(config, mesh)
   tiny = config.model.embed_dim == vit.VARIANTS["tiny"]["embed_dim"]
-  tower, frozen = _encoder("tiny" if tiny else "g14", config, mesh)
+  tower, frozen = encoder("tiny" if tiny else "g14", config, mesh)
   made = stage_1.assemble(config, mesh, tower)
   side, size = tower.image_size, config.batch_size
-  batch = _rows(mesh, size, image=(jnp.uint8, side, side, 3), noise_id=(jnp.uint32,))
+  batch = rows_of(mesh, size, image=(jnp.uint8, side, side, 3), noise_id=(jnp.uint32,))
   return Program(
     name="visual_tokenizer",
     function=made.step(config.phase_a_steps),
@@ -175,7 +175,7 @@ def pixel_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   return Program(
     name="pixel_decoder",
     function=made.step(0),
-    arguments=_train_arguments(made, frozen, _rows(mesh, size, **fields), mesh),
+    arguments=_train_arguments(made, frozen, rows_of(mesh, size, **fields), mesh),
     mesh=mesh,
     examples=size,
     tokens=size * patches,
