@@ -20,8 +20,9 @@ TPU_TEXT = """HloModule jit_step, is_scheduled=true
   %p.1 = (s32[]{:T(128)}, bf16[8,16]{1,0:T(8,128)(2,1)}) parameter(0)
   %i.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
   %x.1 = bf16[8,16]{1,0} get-tuple-element(%p.1), index=1
-  %start.1 = (bf16[8,16]{1,0}, bf16[32,16]{1,0}) fusion(%x.1), kind=kCustom,
-    calls=%fused_start.1
+  %start.1 = (bf16[8,16]{1,0}, bf16[32,16]{1,0}) fusion(%x.1), kind=kCustom, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, calls=%fused_start.1
   %mid.1 = (bf16[8,16]{1,0}, bf16[32,16]{1,0}) fusion(%x.1), kind=kOutput, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"1000"}
   %end.1 = bf16[32,16]{1,0} fusion(%x.1), kind=kCustom, calls=%fused_end.1
   ROOT %t.1 = (s32[]{:T(128)}, bf16[8,16]{1,0}) tuple(%i.1, %x.1)
@@ -196,6 +197,15 @@ def test_what_no_result_needs_counts_nothing():
 
   found = traced.flops(jax.jit(wasteful).trace(*shapes()).jaxpr)
   assert found == 2 * ROWS * WIDTH * WIDTH
+
+
+def test_the_body_of_a_shard_map_counts_on_every_device():
+  mesh = sharding.make_mesh({"fsdp": 8})
+  body = lambda x: x @ x.T
+  whole = lambda x: jax.shard_map(body, in_specs=P("fsdp"), out_specs=P("fsdp"))(x)
+  with jax.set_mesh(mesh):
+    found = jax.jit(whole).trace(jax.ShapeDtypeStruct((32, 64), jnp.float32))
+  assert traced.flops(found.jaxpr) == 8 * (2 * 4 * 4 * 64)
 
 
 def test_a_sharded_product_counts_its_share_and_its_exchange():

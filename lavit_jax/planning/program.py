@@ -6,7 +6,8 @@ The text is XLA's own (`compiled.as_text()`), the same for CPU and TPU:
       %x = f32[8]{0:T(128)} fusion(%p), kind=kLoop, calls=%fused, backend_config=...
     }
 
-Instructions may span lines, and names are only unique within a computation.
+Instructions may span lines, which may begin with braces, and names are only unique
+within a computation.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\]")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$", re.DOTALL)
 _STARTS = re.compile(
-  r"^(\s+(ROOT )?%?[\w.\-]+ = |(ENTRY )?%?[\w.\-]+ \(|\}|HloModule|\s*$)"
+  r"^(\s+(ROOT )?%?[\w.\-]+ = |(ENTRY )?%?[\w.\-]+ \(|\}\s*$|HloModule|\s*$)"
 )
 _COMMENT = re.compile(r"/\*.*?\*/")
 
@@ -136,7 +137,7 @@ def parse(text: str) -> Program:
     if header and " = " not in line.split("(")[0]:
       current = computations[header.group(2)] = Computation(header.group(2))
       entry = header.group(2) if header.group(1) else entry
-    elif line.startswith("}"):
+    elif line.rstrip() == "}":
       current = None
     elif current is not None and (found := _INSTRUCTION.match(line)):
       instruction = _instruction(found.group(2), _COMMENT.sub("", found.group(3)))
