@@ -83,6 +83,8 @@ def matrix_axes(
   if "qkv" in names:
     axes.remove(axes[1])
   joined = 2 if len(axes) == 3 and names[-2] in ("out", "proj") else 1
+  if len(axes) == 4:  # a convolution: [K, K, C, D]
+    joined = 3
   return optax.contrib.MuonDimensionNumbers(tuple(axes[:joined]), tuple(axes[joined:]))
 
 

@@ -110,6 +110,13 @@ def test_muon_makes_every_matrix_orthogonal():
   np.testing.assert_allclose(head, signs * np.abs(head).max(), rtol=1e-4)
 
 
+def test_muon_contracts_the_window_and_channels_of_a_convolution():
+  leaf = jax.ShapeDtypeStruct((3, 3, 8, 16), jnp.float32)
+  keys = tuple(jax.tree_util.DictKey(name) for name in ("unet", "conv1", "kernel"))
+  found = optimizer.matrix_axes(keys, leaf)
+  assert (found.reduction_axis, found.output_axis) == ((0, 1, 2), (3,))
+
+
 def test_unknown_optimizer_is_refused():
   with pytest.raises(ValueError, match="'sgd' is not 'adamw' or 'muon'"):
     optimizer.make(config(name="sgd"), 10)

@@ -3,7 +3,8 @@
     unet/       config.json, diffusion_pytorch_model
     vae/        config.json, diffusion_pytorch_model
     scheduler/  scheduler_config.json
-    uncond_embeddings   LaVIT's own: the embedding of an empty text, SD 1.5 only
+    uncond_embeddings   LaVIT's own: the embedding of an empty text, SD 1.5 only;
+                        without it text_encoder/ is run once on an empty text
 
 Parts on our side: unet, vae, scheduler (a configuration without weights) and
 null_condition.
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lavit_jax.models import unet, vae
-from lavit_jax.weights import files, rules, stable_diffusion
+from lavit_jax.weights import empty_text, files, rules, stable_diffusion, tensors
 from lavit_jax.weights.part import Part, abstract_params, shape
 from lavit_jax.weights.tensors import Tensor
 
@@ -48,6 +49,11 @@ def read(folder: pathlib.Path) -> dict[str, Part]:
   source = files.open_either(folder, NULL_FILE)
   if source is not None:
     parts["null_condition"] = _null_condition(folder, source)
+  elif "unet" in parts and (folder / empty_text.FOLDER).is_dir():
+    if not parts["unet"].config["pooled_dim"]:  # the SDXL type starts from zeros
+      row = empty_text.embedding(folder / empty_text.FOLDER)
+      embedding = {"embedding": tensors.of_array(row)}
+      parts["null_condition"] = Part(embedding, {"slots": len(row), "rank": 3})
   return parts
 
 
