@@ -58,12 +58,16 @@ def get_config(variant: str = "sd15"):
     config.model.head = dict(condition_dim=config.model.unet.context_dim)
     # A fixed transform stands for the VAE, see models/patch_latents.py.
     config.model.patch_latents = patch_latents.VARIANTS["tiny"]
-    config.update(dict(num_steps=1000, batch_size=32, accumulate=1, ema_decay=0.99))
+    config.update(dict(num_steps=1300, batch_size=16, accumulate=1, ema_decay=0.99))
     config.ratios = {"1:1": (64, 64)}
     config.sampling.update(dict(steps=10, guidance=2.0, solver="dpm"))
+    # At high noise, where the condition decides, epsilon gives it next to no weight.
+    config.scheduler.prediction_type = "v_prediction"
+    config.scheduler.timestep_spacing = "trailing"  # starts where training ends
     config.optimizer = optimizer.default_config(
-      learning_rate=1e-3,
-      warmup_steps=50,
+      name="muon",
+      learning_rate=6e-3,
+      warmup_steps=20,
       schedule="linear",
       flat_fraction=0.5,
       beta2=0.98,

@@ -79,11 +79,11 @@ def test_the_gradient_reaches_all_that_trains_and_nothing_else_is_there():
   assert metrics["dropped"] == 0 and metrics["loss"] > 0
 
 
-def test_the_loss_is_the_error_of_the_predicted_noise():
+def test_the_loss_is_the_error_of_what_the_schedule_predicts():
   _, metrics = stepped(condition_drop=0.0)
   modules, data = pixel_decoder.Modules(config_of()), batch()
   key = jax.random.key(1)
-  time, noise, _, _ = pixel_decoder.chances(key, data["noise_id"], 1000, (4, 4, 12))
+  time, noise, _, _ = pixel_decoder.chances(key, data["noise_id"], 1000, (4, 4, 9))
   features = pixel_decoder.features_of(toy_run.visual_tokenizer(), frozen(), data)
   clean, _ = modules.autoencoder.apply({}, data["image"] / 127.5 - 1, method="encode")
   alpha = modules.schedule.alphas_cumprod[time][:, None, None, None]
@@ -91,7 +91,9 @@ def test_the_loss_is_the_error_of_the_predicted_noise():
   context = modules.head.apply({"params": params()["head"]}, features)
   inputs = (jnp.asarray(noisy, jnp.float32), time, context)
   found = golden_data.run(modules.unet, params()["unet"], *inputs)
-  expected = np.square(found - noise).mean()
+  assert modules.schedule.prediction == "v_prediction"
+  wanted = np.sqrt(alpha) * noise - np.sqrt(1 - alpha) * clean
+  expected = np.square(found - wanted).mean()
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
 
 
@@ -254,7 +256,7 @@ def test_mistakes_of_a_config_end_in_one_sentence(tokenized_data, tmp_path):
     pixel_decoder.Modules(config)
   config = config_of()
   config.model.unet.channels = 4
-  with pytest.raises(ValueError, match="makes 12 latent channels, the U-Net takes 4"):
+  with pytest.raises(ValueError, match="makes 9 latent channels, the U-Net takes 4"):
     pixel_decoder.Modules(config)
   config = stage_config(tokenized_data, tmp_path)
   config.ratios = {"1:1": (60, 64)}

@@ -13,7 +13,7 @@ from lavit_jax.models.feature_decoder import LowResHead
 from lavit_jax.weights import model_directory
 
 UNET = dict(
-  channels=12,
+  channels=9,
   level_channels=(8, 16),
   num_layers=1,
   depths=(0, 1),
@@ -35,7 +35,7 @@ def unet() -> unet_model.UNet:
 
 @functools.cache
 def unet_params() -> dict:
-  inputs = (jnp.zeros((1, 4, 4, 12)), jnp.zeros(1), jnp.zeros((1, 6, 8)))
+  inputs = (jnp.zeros((1, 4, 4, 9)), jnp.zeros(1), jnp.zeros((1, 6, 8)))
   return golden_data.random_params(unet(), *inputs)
 
 

@@ -49,12 +49,12 @@ VARIANTS = {
   ),
   # For 16 x 16 latents of the toy pictures' fixed transform (models/patch_latents.py).
   "tiny": dict(
-    channels=12,
-    level_channels=(32, 64, 64),
+    channels=9,
+    level_channels=(32, 64),
     num_layers=1,
-    depths=(0, 1, 0),
+    depths=(0, 1),
     middle_depth=1,
-    num_heads=(2, 4, 4),
+    num_heads=(2, 4),
     context_dim=64,
     pooled_dim=0,
     time_id_dim=0,
