@@ -1,6 +1,6 @@
 """Kills `prepare` and `tokenize` with signal 9 at random moments and checks the result.
 
-    python benchmarks/kill.py [--kills=10] [--seed=0]
+    python benchmarks/kill.py [--verb=both|prepare|tokenize] [--kills=10] [--seed=0]
 
 Tars of JPEGs are prepared once without interruption. Then the same command is killed at
 random moments and given again, until it ends by itself; where kills are left, it
@@ -87,6 +87,7 @@ def trial(name, command, fresh, kills, chance):
       else:
         done += 1
         moments.append(moment)
+        print(f"{name}: kill {done} at {moment:.2f} s", file=sys.stderr, flush=True)
         time.sleep(0.3)  # orphaned workers end by themselves
         for file, found in contents(target).items():
           assert file.endswith(".tmp") or found == expected[file], f"half of {file}"
@@ -105,6 +106,7 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--tars", type=int, default=24)
   parser.add_argument("--records", type=int, default=40, help="per tar")
+  parser.add_argument("--verb", choices=["both", "prepare", "tokenize"], default="both")
   given = parser.parse_args()
   import web_data
 
@@ -117,7 +119,10 @@ def main() -> None:
     def prepare(folder):
       return [*verb, f"--input={tars}", f"--target={folder}", "--processes=2"]
 
-    trial("prepare", prepare, lambda folder: None, given.kills, chance)
+    if given.verb != "tokenize":
+      trial("prepare", prepare, lambda folder: None, given.kills, chance)
+    if given.verb == "prepare":
+      return
     run(prepare(place / "data"))
     models = _model(place)
     helper = str(ROOT / "tests" / "tokenize_process.py")
