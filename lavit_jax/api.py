@@ -50,6 +50,7 @@ class LaVIT:
     """Holds the parts; use `LaVIT.load`."""
     self.folder, self.mesh, self.coder = folder, mesh, coder
     self.seed, self.dtype, self.batch_size = seed, dtype, batch_size
+    self.image_checker = None  # u8[n, H, W, 3] -> bool[n], which pictures to blank
 
   @classmethod
   def load(
@@ -239,11 +240,12 @@ class LaVIT:
       keys = _keys(key, names, np.zeros_like(names))
       return pixel_parts.draw(decoder, features, keys, size, settings)
 
-    if not len(codes):
+    if not codes:
       return []
     features = self._decode(pixel_parts.coder_of(self.coder, decoder), codes)
     found = self._in_chunks(run, features, np.array(names, np.uint32))
-    return [Image.fromarray(picture) for picture in found]
+    checked = pictures.blanked(found, self.image_checker)
+    return [Image.fromarray(picture) for picture in checked]
 
   @functools.cached_property
   def pixel_decoder(self) -> pixel_parts.PixelDecoder:

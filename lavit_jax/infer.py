@@ -31,7 +31,7 @@ from lavit_jax.generate import pixels
 CELL = 16  # pixels per patch in the pictures of read patches
 BACKGROUND_RGB = (128, 128, 128)
 PIXELS_NOTE = "visual codes and features only: this model has no pixel decoder"
-CHECKER_NOTE = "image checker: off, the model has no weights for one"
+CHECKER_NOTE = "image checker: off, a model directory has no weights for one"
 
 
 def define_flags() -> None:

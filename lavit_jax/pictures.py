@@ -1,7 +1,7 @@
 """Pictures as callers give them, squashed as `prepare` and `tokenize` see them."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,3 +29,26 @@ def _squash(picture: Picture, size: int) -> np.ndarray:
   if isinstance(picture, Image.Image):
     picture = np.asarray(images.to_rgb(ImageOps.exif_transpose(picture)))
   return images.resize(np.asarray(picture), size)
+
+
+def blanked(
+  drawn: np.ndarray, checker: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
+  """Makes black what an image checker flags; without one nothing is checked.
+
+  Args:
+    drawn: uint8[n, H, W, 3].
+    checker: tells of uint8[n, H, W, 3] which to blank, bool[n].
+
+  Returns:
+    uint8[n, H, W, 3].
+  """
+  if checker is None:
+    return drawn
+  flagged = np.asarray(checker(drawn), bool)
+  if flagged.shape != (len(drawn),):
+    raise ValueError(
+      f"expected one flag for each of {len(drawn)} pictures from the image checker, got"
+      f" {list(flagged.shape)}; return bool[n]"
+    )
+  return np.where(flagged[:, None, None, None], np.uint8(0), drawn)

@@ -60,6 +60,19 @@ def test_a_prompt_of_pictures_and_text_is_their_bare_codes(model, tmp_path):
   assert drawn[0].tolist() != drawn[1].tolist()
 
 
+def test_a_checker_blanks_what_it_flags(model):
+  codes = [np.array([3, 1]), np.array([2])]
+  free = arrays(model.paint(codes, (64, 64), QUICK))
+  model.image_checker = lambda drawn: np.arange(len(drawn)) == 1
+  checked = arrays(model.paint(codes, (64, 64), QUICK))
+  model.image_checker = lambda drawn: [True]
+  with pytest.raises(ValueError, match="one flag for each of 2 pictures"):
+    model.paint(codes, (64, 64), QUICK)
+  model.image_checker = None
+  np.testing.assert_array_equal(checked[0], free[0])
+  assert free[1].any() and not checked[1].any()
+
+
 def test_mistakes_end_in_one_sentence(model):
   for arguments, words in (
     (dict(ratio="4:3"), "draws the ratios 1:1, got '4:3'"),
