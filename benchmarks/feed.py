@@ -161,7 +161,8 @@ def peer(tars: list[str], workers: int, finish: Callable):
   found = (batch for (batch,) in batches)
   yield found
   found.close()
-  del batches  # the last reference: ends the workers
+  with contextlib.suppress(RuntimeError):  # workers abort while they prefetch
+    batches._shutdown_workers()
 
 
 @contextlib.contextmanager

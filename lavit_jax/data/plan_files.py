@@ -32,7 +32,7 @@ def write(path: str | os.PathLike, planned: pack_plan.Windows) -> None:
   """Writes a plan window by window; a path that exists meanwhile is left as it is."""
   path = pathlib.Path(path)
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  temporary.mkdir(parents=True)
+  temporary.mkdir(parents=True, exist_ok=True)  # a killed run may have left it
   try:
     end = 0
     with (
