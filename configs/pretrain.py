@@ -20,6 +20,9 @@ def get_config(variant: str = "tiny"):
     "pretrain",
     # Model directory with the parts vit, visual_tokenizer and codebook.
     init_from="",
+    # Model directory whose LLaMA (plain, or over the joint vocabulary) to start from,
+    # with merger and vit_proj if it has them; "" is random.
+    warm_start="",
     num_steps=20_000,
     batch_size=2048,
     # One row per chip of a 64-chip slice at a time: scores of 2048 x 2048 are large.

@@ -20,6 +20,9 @@ def get_config(variant: str = "tiny"):
     "visual_tokenizer",
     # Model directory with the parts vit and, for the toy world, whitening.
     init_from="",
+    # Model directory whose visual tokenizer and codebook to start from; "" is random.
+    # With phase_a_steps=0 the codebook stays as it comes.
+    warm_start="",
     num_steps=50_000,
     # Steps without lookup; they train selector and merger. Then the selector is frozen
     # and codes arrive.

@@ -29,6 +29,7 @@ from lavit_jax.weights import (
   files,
   lavit_directory,
   llama,
+  model_card,
   model_directory,
   parity,
   pixel_folders,
@@ -36,14 +37,12 @@ from lavit_jax.weights import (
 )
 from lavit_jax.weights.part import Part
 
-KINDS = ("eva", "llama", "lavit", "diffusion")
+KINDS = (*eva.LAYOUTS, "llama", "lavit", "diffusion")
 DONE = {"import": "imported to", "export": "exported to", "verify": "verified"}
-CERTIFICATE = "parity.json"
+CERTIFICATE, CARD = "parity.json", "README.md"
 SUFFIXES = {"bin": files.TORCH, "safetensors": files.SAFETENSORS}
 # The reference reads .bin only; everything else prefers safetensors.
 DEFAULT_FORMAT = {"lavit": "bin"}
-# Parts that each kind is made of, "eva" being one of several layouts.
-PART = {"eva": "vit", "llama": "llama"}
 
 
 def define_flags() -> None:
@@ -69,8 +68,8 @@ def read_published(
     num_heads: attention heads of an encoder, which its file does not tell.
   """
   source = pathlib.Path(source)
-  if kind == "eva":
-    return {"vit": eva.read(files.open_file(source), num_heads)}
+  if kind in eva.LAYOUTS:
+    return {"vit": eva.read(files.open_file(source), num_heads, kind)}
   if not source.is_dir():
     raise ValueError(f"expected a folder for {kind}, found none at {source}")
   if kind == "llama":
@@ -141,6 +140,7 @@ def export_model(
     _check_lavit(source, parts)
     with files.appearing(target) as folder:
       lavit_directory.write(parts, folder, suffix, dtype)
+      _add_card(kind, source, parts, folder)
       _add_text_tokenizer(source, folder / lavit_directory.LANGUAGE)
     return
   if kind == "diffusion":
@@ -148,15 +148,17 @@ def export_model(
     parts = {name: model_directory.read_part(source, name) for name in names}
     with files.appearing(target) as folder:
       pixel_folders.write(parts, folder, suffix, dtype)
+      _add_card(kind, source, parts, folder)
     return
-  part = model_directory.read_part(source, PART[kind])
+  part = model_directory.read_part(source, "llama" if kind == "llama" else "vit")
   if kind == "llama":
     with files.appearing(target) as folder:
       llama.write(part, folder, suffix, dtype)
+      _add_card(kind, source, {"llama": part}, folder)
       _add_text_tokenizer(source, folder)
   else:
     with files.appearing_file(target) as file:
-      files.write_file(file, files.stored_as(eva.write(part), dtype))
+      files.write_file(file, files.stored_as(eva.write(part, kind), dtype))
 
 
 def _check_lavit(source, parts: Mapping[str, Part]) -> None:
@@ -166,6 +168,11 @@ def _check_lavit(source, parts: Mapping[str, Part]) -> None:
       f"expected a model directory with a visual tokenizer at {source}, got one without"
       f" {sorted(missing)}; export the encoder or the language model alone"
     )
+
+
+def _add_card(kind: str, source, parts: Mapping[str, Part], folder) -> None:
+  card = model_card.text(kind, pathlib.Path(source), parts)
+  (folder / CARD).write_text(card)
 
 
 def _add_text_tokenizer(source, folder: pathlib.Path) -> None:
@@ -229,8 +236,9 @@ def verify(
 
 
 def _torch_runs(kind: str, source: pathlib.Path, published: Mapping[str, Part]):
-  if kind == "eva":
-    return torch_side.encoder(files.open_file(source), published["vit"].config)
+  if kind in eva.LAYOUTS:
+    bare = eva.write(published["vit"])  # the same tensors under LaVIT's keys
+    return torch_side.encoder(bare, published["vit"].config)
   if kind == "llama":
     return torch_side.language(source, published["llama"].config)
   if kind == "diffusion":

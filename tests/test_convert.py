@@ -26,6 +26,80 @@ def test_encoder_round_trip_is_bit_exact(tmp_path, dtype):
   published.assert_same(files.open_file(out), state)
 
 
+@pytest.mark.parametrize(
+  "kind, prefix",
+  [("eva_timm", ""), ("eva_clip", "visual."), ("eva_open_clip", "visual.trunk.")],
+)
+def test_other_encoder_layouts_hold_the_same_model(tmp_path, kind, prefix):
+  state = golden_data.load("encoder.npz")[0]
+  keys = np.random.default_rng(0).permutation(sorted(state))
+  moved = {prefix + key: state[key] for key in keys}
+  tower = {"text.ln.weight": np.ones(3, np.float32), "logit_scale": np.float32(2)}
+  whole = moved | (tower if prefix else {})
+  published.write_file(tmp_path / "a.safetensors", state)
+  published.write_file(tmp_path / "b.safetensors", whole)
+  sums = []
+  for name, layout in (("a", "eva"), ("b", kind)):
+    target = tmp_path / name
+    convert.import_model(layout, tmp_path / f"{name}.safetensors", target, None, 2)
+    sums.append(model_directory.checksum(target, ["vit"]))
+  assert sums[0] == sums[1]
+  convert.export_model(kind, tmp_path / "b", tmp_path / "out.safetensors")
+  published.assert_same(files.open_file(tmp_path / "out.safetensors"), moved)
+
+
+def test_order_of_query_key_and_value_matters(tmp_path):
+  state = dict(golden_data.load("encoder.npz")[0])
+  published.write_file(tmp_path / "a.safetensors", state)
+  key = "blocks.0.attn.qkv.weight"
+  state[key] = np.concatenate(np.split(state[key], 3)[::-1])
+  published.write_file(tmp_path / "b.safetensors", state)
+  for name in "ab":
+    source = tmp_path / f"{name}.safetensors"
+    convert.import_model("eva", source, tmp_path / name, num_heads=2)
+  found = [
+    np.asarray(
+      model_directory.part_tensors(tmp_path / name, "vit")["blocks.0.attn.qkv.kernel"]
+    )
+    for name in "ab"
+  ]
+  np.testing.assert_array_equal(found[0], found[1][:, ::-1])
+
+
+def test_tied_head_scaled_positions_and_several_ends(tmp_path):
+  state = published.random_llama(100)
+  del state["lm_head.weight"]
+  scaling = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0)
+  scaling |= dict(high_freq_factor=4.0, original_max_position_embeddings=64)
+  config = published.llama_config(state, 4) | dict(
+    num_key_value_heads=2,
+    tie_word_embeddings=True,
+    rope_theta=500000.0,
+    rope_scaling=scaling,
+    eos_token_id=[90, 91, 92],
+  )
+  source, out = tmp_path / "llama", tmp_path / "out"
+  published.write_llama(source, state, config, SUFFIX)
+  ends = {"eos_token_id": [90, 91], "temperature": 0.6}
+  files.write_json(source / "generation_config.json", ends)
+  convert.import_model("llama", source, tmp_path / "model")
+  convert.export_model("llama", tmp_path / "model", out)
+  published.assert_same(files.open_folder(out), state)
+  exported = json.loads((out / "config.json").read_text())
+  assert {key: exported[key] for key in config} == config
+  assert json.loads((out / "generation_config.json").read_text()) == ends
+  untied = model_directory.read_part(tmp_path / "model", "llama")
+  params = dict(untied.params)
+  params["head"] = {"kernel": np.asarray(params["head"]["kernel"]) + 1}
+  part = model_directory.Part(params, untied.config)
+  model_directory.save(tmp_path / "trained", {"llama": part})
+  convert.export_model("llama", tmp_path / "trained", tmp_path / "apart")
+  assert "lm_head.weight" in files.open_folder(tmp_path / "apart")
+  assert not json.loads((tmp_path / "apart/config.json").read_text())[
+    "tie_word_embeddings"
+  ]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_llama_round_trip_is_bit_exact(tmp_path, dtype, monkeypatch):
   state = published.rounded(published.random_llama(100), dtype)
@@ -44,6 +118,28 @@ def test_llama_round_trip_is_bit_exact(tmp_path, dtype, monkeypatch):
   assert {key: exported[key] for key in config} == config
   assert exported["torch_dtype"] == dtype
   assert (out / "tokenizer.json").is_file()
+
+
+def test_card_says_what_and_from_which_run(tmp_path):
+  state = published.random_llama(100)
+  config = published.llama_config(state, 4) | {"num_key_value_heads": 2}
+  published.write_llama(tmp_path / "llama", state, config, SUFFIX)
+  run = tmp_path / "run"
+  run.mkdir()
+  convert.import_model("llama", tmp_path / "llama", run / "model")
+  convert.export_model("llama", run / "model", tmp_path / "first")
+  assert "nothing known" in (tmp_path / "first/README.md").read_text()
+  files.write_json(run / "config.json", {"stage": "pretrain", "data": {"train": "d/t"}})
+  record = {"step": 7, "kind": "eval", "time": 1.0, "loss_text": 2.5}
+  lines = [json.dumps(record), json.dumps(record | {"kind": "train"}), '{"step']
+  (run / "metrics.jsonl").write_text("\n".join(lines))
+  convert.export_model("llama", run / "model", tmp_path / "out")
+  card = (tmp_path / "out/README.md").read_text()
+  count = sum(array.size for array in state.values())
+  padded = count + 2 * 28 * 32  # filler rows of our tables
+  for words in (f"{padded:,}", "stage: pretrain", "d/t", "held-out loss_text: 2.5"):
+    assert words in card
+  assert "license of Meta" in card
 
 
 def test_export_in_another_dtype(tmp_path):

@@ -48,6 +48,7 @@ class SelfAttention(nn.Module):
     head_dim: H.
     rope_base: wavelength base of the rotary positions.
     dtype: compute dtype.
+    rope_scaling: see `position.frequencies`.
   """
 
   num_heads: int
@@ -55,6 +56,7 @@ class SelfAttention(nn.Module):
   head_dim: int
   rope_base: float
   dtype: str = "bfloat16"
+  rope_scaling: tuple[float, ...] = ()
 
   @nn.compact
   def __call__(self, x, cache, positions, segment_ids, mask, start):
@@ -82,12 +84,9 @@ class SelfAttention(nn.Module):
         name=name,
       )(x)
 
-    query = position.rotate(
-      heads("query", self.num_heads, "heads"), positions, self.rope_base
-    )
-    key = position.rotate(
-      heads("key", self.num_kv_heads, "kv_heads"), positions, self.rope_base
-    )
+    rope = (self.rope_base, self.rope_scaling)
+    query = position.rotate(heads("query", self.num_heads, "heads"), positions, *rope)
+    key = position.rotate(heads("key", self.num_kv_heads, "kv_heads"), positions, *rope)
     value = heads("value", self.num_kv_heads, "kv_heads")
     query = constrain(query, "act_batch", "act_length", "act_heads", None)
     # Every device needs all keys of its rows: the length is gathered here.
@@ -121,6 +120,7 @@ class Block(nn.Module):
     rope_base: wavelength base.
     norm_eps: RMS norm epsilon.
     dtype: compute dtype.
+    rope_scaling: see `position.frequencies`.
   """
 
   num_heads: int
@@ -130,6 +130,7 @@ class Block(nn.Module):
   rope_base: float
   norm_eps: float
   dtype: str = "bfloat16"
+  rope_scaling: tuple[float, ...] = ()
 
   @nn.compact
   def __call__(self, x, cache, positions, segment_ids, mask, start):
@@ -140,6 +141,7 @@ class Block(nn.Module):
       self.head_dim,
       self.rope_base,
       self.dtype,
+      self.rope_scaling,
       name="attention",
     )
     normed = norm.RMSNorm(self.norm_eps, name="attention_norm")(x)
@@ -167,6 +169,7 @@ class Llama(nn.Module):
     dtype: compute dtype.
     remat: rematerialization policy, a key of `stack.REMAT_POLICIES`.
     unroll: layers per scan step.
+    rope_scaling: Llama-3.1's stretch of the positions, see `position.frequencies`.
   """
 
   vocab_size: int
@@ -182,6 +185,7 @@ class Llama(nn.Module):
   dtype: str = "bfloat16"
   remat: str = "none"
   unroll: int = 1
+  rope_scaling: tuple[float, ...] = ()
 
   def setup(self):
     self.embedding = linear.Embed(self.padded_size, self.embed_dim, self.dtype)
@@ -196,6 +200,7 @@ class Llama(nn.Module):
       self.rope_base,
       self.norm_eps,
       self.dtype,
+      self.rope_scaling,
     )
     self.norm = norm.RMSNorm(self.norm_eps)
     self.head = Head(self.embed_dim, self.padded_size)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from lavit_jax import feed, losses, optimizer, sharding
 from lavit_jax.data import items, pipeline, records, text
 from lavit_jax.models import clip, vit, whitening
-from lavit_jax.stages import base
+from lavit_jax.stages import base, warm_start
 from lavit_jax.weights import model_directory
 
 
@@ -115,6 +115,12 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   def batches(position):
     return feed.device_batches(source, config, mesh, position)
 
+  def warm(seed):
+    state = initial(seed)
+    if config.warm_start:
+      state = warm_start.encoder(state, shardings, config)
+    return state
+
   run = jax.jit(lambda params, batch: _figures(model, params, batch))
 
   def evaluate(state):
@@ -130,7 +136,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     mesh=mesh,
     abstract=abstract,
     shardings=shardings,
-    initial=initial,
+    initial=warm,
     frozen=None,
     frozen_names={},
     step=lambda number: step,

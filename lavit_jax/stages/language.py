@@ -61,7 +61,11 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
       f"the text tokenizer in {folder} has {tokenizer.text_size} ids, its language"
       f" model expects {vocabulary.text_size}; restore the tokenizer of its training"
     )
-  own = {name: n for name, n in sizes.items() if name not in VOCABULARY_FIELDS}
+  own = {
+    name: tuple(n) if isinstance(n, list) else n  # JSON knows no tuples
+    for name, n in sizes.items()
+    if name not in VOCABULARY_FIELDS
+  }
   config = ml_collections.ConfigDict(
     dict(model=own, dtype=dtype, remat="none", unroll=1)
   )

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from lavit_jax import feed, losses, optimizer, sequence, sharding, train_state
 from lavit_jax.data import text
 from lavit_jax.models import lavit, llama, merger, vit, whitening
-from lavit_jax.stages import base, frozen_parts, tokenizing
+from lavit_jax.stages import base, frozen_parts, tokenizing, warm_start
 from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import model_directory
 
@@ -217,10 +217,13 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   feed.check_held_out(held_out, config)
 
   def warm(seed):
-    """Starts the stage-2 merger as a copy of the stage-1 one."""
+    """Starts the merger as a copy of the stage-1 one, and the rest where asked for."""
     state = made.initial(seed)
     old = _stage1_merger(config.init_from, abstract, shardings)
-    return state.replace(params=state.params | {"merger": old})
+    state = state.replace(params=state.params | {"merger": old})
+    if config.warm_start:
+      state = warm_start.language(state, shardings, config, words)
+    return state
 
   def batches(position):
     return feed.device_batches(rows, config, mesh, position)

@@ -23,7 +23,7 @@ from lavit_jax import feed, losses, optimizer, sharding
 from lavit_jax.data import items, pipeline, records
 from lavit_jax.models import codebook, vit, whitening
 from lavit_jax.models import visual_tokenizer as tokenizer_model
-from lavit_jax.stages import base, frozen_parts, reconstruction
+from lavit_jax.stages import base, frozen_parts, reconstruction, warm_start
 from lavit_jax.weights import model_directory
 
 SHOWN = 10  # held-out pictures in the grid that evaluation draws
@@ -86,8 +86,16 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   def batches(position):
     return feed.device_batches(source, config, mesh, position)
 
+  def initial(seed):
+    state = made.initial(seed)
+    if config.warm_start:
+      state = warm_start.visual_tokenizer(state, shardings, config)
+    return state
+
   def before_step(state, number):
-    if number != config.phase_a_steps:
+    # Codes that came with the weights stay when there is no phase without them.
+    ready = config.warm_start and not config.phase_a_steps
+    if number != config.phase_a_steps or ready:
       return state
     run = jax.jit(lambda *args: _codes_input(model, tower, *args))
     z = _collect(run, batches(0), state, frozen, config)
@@ -126,7 +134,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     mesh=mesh,
     abstract=made.abstract,
     shardings=shardings,
-    initial=made.initial,
+    initial=initial,
     frozen=frozen,
     frozen_names=names,
     step=made.step,

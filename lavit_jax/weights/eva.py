@@ -3,8 +3,7 @@
 Our side is the parameter tree of `models.vit.VisionTransformer`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from lavit_jax.models.vit import VisionTransformer
 from lavit_jax.weights import rules
@@ -13,6 +12,17 @@ from lavit_jax.weights.rules import Rule, dense, layer_norm
 from lavit_jax.weights.tensors import Tensor
 
 NUM_HEADS = 16  # the files do not tell
+
+# What precedes the encoder's keys: timm's own files hold it bare, as LaVIT's does;
+# EVA-CLIP's checkpoints below "visual."; those of open_clip, which wraps timm's module,
+# below "visual.trunk.". Both of the latter hold a text tower besides, left out here.
+LAYOUTS = {
+  "eva": "",
+  "eva_timm": "",
+  "eva_clip": "visual.",
+  "eva_open_clip": "visual.trunk.",
+}
+TEXT_TOWER = ("text.*", "logit_scale", "logit_bias")
 
 ENCODER = [
   Rule("cls_token", "cls_token", rules.token),
@@ -54,17 +64,26 @@ def sizes_of(source: Mapping[str, Tensor], num_heads: int) -> dict[str, int]:
 
 
 def read(
-  source: Mapping[str, Tensor],
-  num_heads: int = NUM_HEADS,
-  table: Sequence[Rule] = ENCODER,
+  source: Mapping[str, Tensor], num_heads: int = NUM_HEADS, layout: str = "eva"
 ) -> Part:
-  """Makes the part `vit` of a file's tensors, which stay unread."""
-  sizes = sizes_of(source, num_heads)
+  """Makes the part `vit` of a file's tensors, which stay unread.
+
+  Args:
+    source: the file's tensors.
+    num_heads: attention heads.
+    layout: a key of `LAYOUTS`.
+  """
+  prefix = LAYOUTS[layout]
+  source, _ = rules.without(source, TEXT_TOWER if prefix else ())
+  bare = {key.removeprefix(prefix): t for key, t in source.items()}
+  sizes = sizes_of(bare, num_heads)
   side = sizes["image_size"]
   target = abstract_params(VisionTransformer(**sizes), shape(1, side, side, 3))
+  table = rules.prefixed(ENCODER, prefix, "")
   return Part(rules.import_tensors(table, source, target), sizes)
 
 
-def write(part: Part, table: Sequence[Rule] = ENCODER) -> dict[str, Any]:
+def write(part: Part, layout: str = "eva") -> dict[str, Tensor]:
   """The file's tensors of the part `vit`, converted when they are read."""
+  table = rules.prefixed(ENCODER, LAYOUTS[layout], "")
   return rules.export_tensors(table, part.params)

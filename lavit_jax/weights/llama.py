@@ -30,7 +30,15 @@ FIXED = {
   "attention_bias": False,
   "mlp_bias": False,
 }
-KEPT = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+KEPT = (
+  "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+  "tie_word_embeddings",
+)  # fmt: skip
+# What a llama3 rope scaling states, in the order of `position.frequencies`.
+ROPE_KEYS = (
+  "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+)  # fmt: skip
+GENERATION = "generation_config.json"
 
 
 def table(vocab_size: int) -> list[Rule]:
@@ -92,16 +100,16 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
   wrong = {k: config[k] for k, v in FIXED.items() if config.get(k, v) != v}
   rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
   kind = rope.get("rope_type", rope.get("type", "default"))
-  if kind not in ("default", None):
+  if kind not in ("default", None, "llama3"):
     wrong["rope_scaling"] = rope
   if wrong:
     raise ValueError(
-      f"expected a LLaMA with {FIXED} and plain rotary positions, got {wrong}; use a"
-      " LLaMA or Llama-2 model"
+      f"expected a LLaMA with {FIXED} and plain or llama3 rotary positions, got"
+      f" {wrong}; use a LLaMA, Llama-2 or Llama-3 model"
     )
   try:
     heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
-    return {
+    sizes = {
       "embed_dim": width,
       "num_layers": int(config["num_hidden_layers"]),
       "num_heads": heads,
@@ -111,6 +119,9 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
       "rope_base": float(rope.get("rope_theta") or config.get("rope_theta") or 1e4),
       "norm_eps": float(config["rms_norm_eps"]),
     }
+    if kind == "llama3":
+      sizes["rope_scaling"] = tuple(float(rope[key]) for key in ROPE_KEYS)
+    return sizes
   except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
     raise ValueError(
       f"expected the sizes of a LLaMA in config.json, got none that can be used for"
@@ -170,8 +181,17 @@ def read(folder: str | os.PathLike, words: vocabulary.Vocabulary | None = None) 
   config = files.read_json(folder / "config.json")
   sizes = sizes_of(config)
   source, _ = rules.without(files.open_folder(folder), OPTIONAL)
+  if config.get("tie_word_embeddings") and EMBEDDING in source:
+    # Our head is a parameter of its own: it starts as a copy.
+    source[HEAD] = source[EMBEDDING]
   rows = source[EMBEDDING].shape[0] if EMBEDDING in source else 0
   rows = rows or int(config.get("vocab_size", 0))
+  layers = rules.count_layers(source, "model.layers.")
+  if layers != sizes["num_layers"]:
+    raise ValueError(
+      f"expected {sizes['num_layers']} layers in {folder}, as its config.json says, got"
+      f" {layers}; download the folder again"
+    )
   used = words.size if words is not None else rows
   if rows < used:
     raise ValueError(
@@ -189,6 +209,8 @@ def read(folder: str | os.PathLike, words: vocabulary.Vocabulary | None = None) 
   known = text_size(folder) if words is None else words.text_size
   fields["text_size"] = min(known or used, used)
   fields["published"] = {key: config[key] for key in KEPT if key in config}
+  if (folder / GENERATION).is_file():
+    fields["published"]["generation"] = files.read_json(folder / GENERATION)
   return Part(params, sizes | fields)
 
 
@@ -207,17 +229,29 @@ def write(part: Part, folder: pathlib.Path, suffix: str, dtype: str | None) -> N
     dtype: stored dtype, None for that of the part.
   """
   content = rules.export_tensors(table(part.config["vocab_size"]), part.params)
+  tied = bool(part.config.get("published", {}).get("tie_word_embeddings"))
+  if tied and np.array_equal(*(content[key].read() for key in (EMBEDDING, HEAD))):
+    del content[HEAD]
   content = files.stored_as(content, dtype)
   stem = "model" if suffix == files.SAFETENSORS else "pytorch_model"
   files.write_folder(folder, content, stem, suffix)
   config = config_of(part.config, str(content[EMBEDDING].dtype))
+  config["tie_word_embeddings"] = HEAD not in content
   files.write_json(folder / "config.json", config)
   special = {key: config[key] for key in ("bos_token_id", "eos_token_id")}
-  files.write_json(folder / "generation_config.json", special)
+  special = part.config.get("published", {}).get("generation", special)
+  files.write_json(folder / GENERATION, special)
 
 
 def config_of(fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
   """The config.json of a part's fields."""
+  published = dict(fields.get("published", {}))
+  published.pop("generation", None)
+  scaling = {}
+  if fields.get("rope_scaling"):
+    scaling = dict(zip(ROPE_KEYS, fields["rope_scaling"], strict=True))
+    scaling[ROPE_KEYS[3]] = int(scaling[ROPE_KEYS[3]])
+    scaling = {"rope_scaling": {"rope_type": "llama3"} | scaling}
   return {
     "architectures": ["LlamaForCausalLM"],
     **FIXED,
@@ -235,5 +269,6 @@ def config_of(fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     "max_position_embeddings": 4096,
     "bos_token_id": vocabulary.BEGIN,
     "eos_token_id": vocabulary.END,
-    **fields.get("published", {}),
+    **scaling,
+    **published,
   }
