@@ -251,9 +251,10 @@ def all_weights(folder: pathlib.Path) -> dict[str, dict]:
   found = {}
   for path in sorted(folder.rglob("*")):
     if path.suffix in (".bin", ".safetensors"):
-      name = str(path.relative_to(folder).with_suffix(""))
-      name = name.split("model-0")[0] if "-of-" in name else name
-      name = name.replace("pytorch_model", "model")
+      stem = path.stem.removeprefix("pytorch_")
+      # Shards of one model count as one file.
+      stem = stem.split("-")[0] if "-of-" in stem else stem
+      name = str(path.relative_to(folder).with_name(stem))
       arrays = {k: np.asarray(t) for k, t in files.open_file(path).items()}
-      found.setdefault(name.replace("diffusion_model", "diffusion"), {}).update(arrays)
+      found.setdefault(name, {}).update(arrays)
   return found

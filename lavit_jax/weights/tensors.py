@@ -8,7 +8,6 @@ A safetensors file is u64 header length | JSON header | bytes. It is read here, 
 mapped into memory: a mapped 5 GB file counts as 5 GB of memory once it is read.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +16,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
@@ -241,9 +241,29 @@ def write_safetensors(
   """
   # Wide types first keep every tensor aligned to its item size.
   keys = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
+  text = _header_of({key: tensors[key] for key in keys}, metadata)
+  digest = hashlib.sha256()
+  with open(path, "wb", buffering=0) as stream, ThreadPoolExecutor(1) as flusher:
+    flushing = flusher.submit(int)
+    for piece in (len(text).to_bytes(8, "little"), text):
+      stream.write(piece)
+      digest.update(piece)
+    for array in read_ahead(tensors[key] for key in keys):
+      piece = memoryview(array.reshape(-1).view(np.uint8))
+      digest.update(piece)
+      _write(stream, piece)
+      # The disk works while the next tensor is made, not only at the end.
+      if flushing.done():
+        flushing = flusher.submit(os.fdatasync, stream.fileno())
+    flushing.result()
+    os.fsync(stream.fileno())
+  return digest.hexdigest()
+
+
+def _header_of(tensors: Mapping[str, Tensor], metadata: Any) -> bytes:
+  """The JSON header of tensors that lie one after the other."""
   header, offset = {"__metadata__": dict(metadata)} if metadata else {}, 0
-  for key in keys:
-    tensor = tensors[key]
+  for key, tensor in tensors.items():
     name = NAMES.get(tensor.dtype)
     if name is None:
       raise ValueError(f"expected {key} as one of {list(DTYPES)}, got {tensor.dtype}")
@@ -251,24 +271,18 @@ def write_safetensors(
     header[key] = {"dtype": name, "shape": list(tensor.shape), "data_offsets": spread}
     offset += tensor.nbytes
   text = json.dumps(header, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)
-  digest = hashlib.sha256()
-  with open(path, "wb") as stream:
-    for piece in (len(text).to_bytes(8, "little"), text):
-      stream.write(piece)
-      digest.update(piece)
-    for array in read_ahead(tensors[key] for key in keys):
-      piece = memoryview(array.reshape(-1).view(np.uint8))
-      digest.update(piece)
-      stream.write(piece)
-    stream.flush()
-    os.fsync(stream.fileno())
-  return digest.hexdigest()
+  return text + b" " * (-len(text) % 8)
+
+
+def _write(stream: Any, piece: memoryview) -> None:
+  """Writes all of a piece: one call takes at most 2 GB."""
+  while len(piece):
+    piece = piece[stream.write(piece) :]
 
 
 def read_ahead(tensors: Iterable[Tensor]) -> Iterator[np.ndarray]:
   """Reads tensors in order, one ahead of the consumer."""
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+  with ThreadPoolExecutor(1) as pool:
     waiting = None
     for tensor in tensors:
       coming = pool.submit(_checked, tensor)
