@@ -58,13 +58,16 @@ def next_token(
   # Each chunk takes a piece of every tensor shard, so that no shard waits or is moved.
   spread = dict(t=shards, c=chunks)
   pieces = rearrange(head.astype(hidden.dtype), "d (t c s) -> c d (t s)", **spread)
-  pieces = constrain(pieces, None, None, "act_vocab")
+  # The pieces stay split along D over fsdp: one is gathered at a time, and so is its
+  # gradient added up and split again before the next one.
+  pieces = constrain(pieces, None, "embed", "act_vocab")
   ids = rearrange(jnp.arange(head.shape[1]), "(t c s) -> c (t s)", **spread)
 
   @jax.checkpoint
   def piece(carry, chunk):
     peak, total, target_logit = carry
     kernel, ids = chunk
+    kernel = constrain(kernel, None, "act_vocab")
     logits = contract("btd,dv->btv", hidden, kernel, "float32")
     logits = constrain(logits, "act_batch", "act_length", "act_vocab")
     logits = jnp.where(ids < vocab_size, logits, -jnp.inf)
