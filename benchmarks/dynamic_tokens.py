@@ -159,8 +159,10 @@ def main() -> None:
         started = time.monotonic()
         state, values = step(state, frozen, batch, jax.random.key(0))
         jax.block_until_ready(values)
+        seconds = time.monotonic() - started
+        print(f"step {number} {side.name}: {seconds:.1f} s", flush=True)
         if number:
-          side.seconds.append(time.monotonic() - started)
+          side.seconds.append(seconds)
   for side in sides:
     figures = side.source.plan.figures()
     print(
