@@ -26,7 +26,16 @@ PATCHES = 256
 
 
 def sizes_of(config: ml_collections.ConfigDict) -> layouts.Sizes:
-  """What the filter knows of a stage at full size."""
+  """What the filter knows of a stage at full size.
+
+  Raises:
+    ValueError: a stage that is not swept.
+  """
+  if config.stage not in PARAMETERS:
+    raise ValueError(
+      f"expected a stage of {sorted(PARAMETERS)} to sweep, got {config.stage!r}; plan"
+      " its layouts one by one with --config.mesh"
+    )
   return layouts.Sizes(
     parameters=PARAMETERS[config.stage],
     heads=config.model.num_heads,

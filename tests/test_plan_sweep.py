@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import pretrain
+from configs import pixel_decoder, pretrain
 from lavit_jax import plan, plan_sweep
 from lavit_jax.planning import layouts, summary, topology
 
@@ -95,3 +95,10 @@ def test_a_pod_too_small_for_any_layout_is_refused():
   config = pretrain.get_config("7b")
   with pytest.raises(ValueError, match="no layout of v5e:2x2 holds the state"):
     plan_sweep.run(config, topology.parse("v5e-4"), 30, "")
+
+
+def test_a_stage_without_a_filter_is_refused():
+  with pytest.raises(
+    ValueError, match="to sweep, got 'pixel_decoder'; plan its layouts"
+  ):
+    plan_sweep.sizes_of(pixel_decoder.get_config("sd15"))
