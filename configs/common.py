@@ -11,6 +11,10 @@ def base(stage: str, **fields) -> ml_collections.ConfigDict:
       seed=0,
       # -1 takes the devices that are left. Axes: data, fsdp, sequence, tensor.
       mesh=dict(data=1, fsdp=-1, sequence=1, tensor=1),
+      # Run directory whose parameters the first step starts from, where they fit.
+      parameters_from="",
+      # Project of Weights & Biases that gets the metrics, too.
+      wandb="",
       dtype="bfloat16",
       # What the backward pass recomputes, a name of layers.stack.REMAT_POLICIES:
       # "none", "dots" (all but linear maps), "attention" (all but its kernel), "full".
@@ -26,6 +30,11 @@ def base(stage: str, **fields) -> ml_collections.ConfigDict:
       # Checkpoints that stay: the newest, all of each so many steps, and the best by a
       # figure such as "eval/loss_text" ("lowest" or "highest").
       keep=dict(last=2, every=0, best=0, metric="", order="lowest"),
+      # Seconds of one step, evaluation or save after which every host prints where it
+      # is; 0 for never.
+      step_timeout=1800,
+      # Steps in a row without finite gradients that end the run; 0 for never.
+      skip_limit=20,
       data_threads=16,
     )
   )

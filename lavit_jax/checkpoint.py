@@ -136,20 +136,27 @@ class Checkpoints:
       ValueError: there are checkpoints, but none is whole.
     """
     self._clear()
-    steps, reasons = self.steps(), []
-    for step in reversed(steps):
+    damaged = {}
+    for step in reversed(self.steps()):
       problems = self._problems(step)
       if not problems:
+        self._set_aside(damaged)
         return step
-      reasons.append(f"step {step}: {problems}")
-      if jax.process_index() == 0:
-        logging.error("DAMAGED CHECKPOINT passed over, %s", reasons[-1])
-    if reasons:
+      damaged[step] = problems
+    if damaged:
+      told = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
       raise ValueError(
         f"expected a whole checkpoint in {self.folder}, got damaged ones only"
-        f" ({'; '.join(reasons)}); copy them again, or delete the folder to start anew"
+        f" ({told}); copy them again, or delete the folder to start anew"
       )
     return None
+
+  def _set_aside(self, damaged: Mapping[int, str]) -> None:
+    """Says which checkpoints are passed over, and lets them count no more."""
+    if jax.process_index() == 0:
+      for step, problems in damaged.items():
+        logging.error("DAMAGED CHECKPOINT passed over, step %d: %s", step, problems)
+        files.set_aside(self.folder / str(step))
 
   def _problems(self, step: int) -> str:
     """What any host finds wrong with a checkpoint, "" for a whole one."""

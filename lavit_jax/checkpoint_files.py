@@ -150,6 +150,11 @@ def writing(folder: epath.Path, step: int) -> epath.Path:
   return found[0] if found else folder / str(step)  # buckets have no renames
 
 
+def set_aside(folder: epath.Path) -> None:
+  """Lets a damaged checkpoint count as unfinished: the same step replaces it."""
+  (folder / CHECKSUMS).rename(folder / "damaged.json")
+
+
 def remove(folder: epath.Path) -> None:
   """Deletes a checkpoint; one that is half deleted does not count as complete."""
   (folder / CHECKSUMS).unlink(missing_ok=True)

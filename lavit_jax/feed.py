@@ -151,6 +151,15 @@ def device_batches(
   return DeviceFeed(host, mesh)
 
 
+def record_ids(
+  source: Any, config: ml_collections.ConfigDict, position: int
+) -> list[str]:
+  """Record ids of the batch that begins at a position in rows."""
+  order = pipeline.order(source, config.data.shuffle_seed)
+  rows = range(position, position + config.batch_size)
+  return [name for row in rows for name in source.ids(int(order[row]))]
+
+
 def check_held_out(source: Any, config: ml_collections.ConfigDict) -> None:
   """Refuses a held-out set that does not fill one batch."""
   if len(source) < config.batch_size:

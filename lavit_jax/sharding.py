@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -217,6 +217,13 @@ def optimizer_shardings(abstract_state: Any, params: Any, shardings: Any) -> Any
     return whole
 
   return jax.tree_util.tree_map_with_path(choose, abstract_state)
+
+
+def to_host(x: Any) -> np.ndarray:
+  """A whole copy of an array on every host; on several, all must ask together."""
+  if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+    x = multihost_utils.process_allgather(x, tiled=True)
+  return np.asarray(x)
 
 
 def bytes_per_device(abstract: Any, shardings: Any) -> int:

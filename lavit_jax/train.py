@@ -5,13 +5,16 @@
 
 The same command resumes from the newest checkpoint of --workdir. Any field of the
 config can be overridden on the command line; misspelt fields are refused. At the end
---workdir/model holds what the next stage, infer and evaluate_model read.
+--workdir/model holds what the next stage, infer and evaluate_model read. On several
+hosts, give each the same command (`lavit_jax/hosts.py`).
 """
 
 import contextlib
+import io
 import json
 import pathlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import jax
 import ml_collections
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 from PIL import Image
 
@@ -26,17 +30,25 @@ from lavit_jax import (
   checkpoint,
   code_version,
   compile_cache,
+  hosts,
   loop,
+  mesh_report,
   metrics,
+  parameters_from,
+  profile_window,
   samples,
   sharding,
   stop,
+  timing,
+  watchdog,
 )
+from lavit_jax.planning import topology
 from lavit_jax.stages import (
   base,
   contrastive,
   pixel_decoder,
   pretrain,
+  programs,
   visual_tokenizer,
 )
 
@@ -56,60 +68,108 @@ FREE_FIELDS = (
   "unroll",
   "loss_chunks",
   "mesh", "log_every", "eval_every", "checkpoint_every", "eval_batches", "data_threads",
-  "keep",
+  "keep", "step_timeout", "skip_limit", "parameters_from", "wandb",
 )  # fmt: skip
 
 PATHS = ("train", "eval", "text_tokenizer")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Stage configuration.")
+PROFILE = flags.DEFINE_string(
+  "profile", "", "Steps to trace, FIRST:COUNT, into --workdir/profile."
+)
+REPORT_MESH = flags.DEFINE_integer(
+  "report_mesh", 0, "Say what so many devices would hold, without any, and stop."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; resumed if it exists.")
 
 
-def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, float]:
+def run(
+  config: ml_collections.ConfigDict, workdir: str, profile: str = ""
+) -> dict[str, float]:
   """Trains to `config.num_steps`, resuming when `workdir` has checkpoints.
 
   Args:
     config: as made by the files in configs/.
     workdir: run directory.
+    profile: steps to trace, "FIRST:COUNT"; none when empty.
 
   Returns:
-    Seconds spent: total, compile (first step), data (waiting for batches).
+    Seconds spent: total, and those of `timing.LOST`.
 
   Raises:
     SystemExit: status 0, after SIGTERM and a checkpoint of the step it came in.
   """
-  started = time.monotonic()
+  clock = timing.Timing(time.monotonic())
   _check(config)
-  if "://" in workdir:
-    raise ValueError(
-      f"expected a local or mounted --workdir, got {workdir}; mount the bucket"
-      " (gcsfuse) and give the mount point"
-    )
   mesh = sharding.make_mesh(dict(config.mesh))
-  if jax.process_count() > 1:
-    raise ValueError(
-      f"expected one host, got {jax.process_count()}: starting and finishing a run on"
-      " several hosts is not there yet; run on the devices of one"
-    )
   sharding.check_divides(
     mesh,
     batch_size=(config.batch_size, ("data", "fsdp")),
     micro_batch=(config.batch_size // config.accumulate, ("data", "fsdp")),
   )
-  folder = pathlib.Path(workdir)
+  folder = epath.Path(workdir)
   compile_cache.use(str(folder / "compiled"))
   saved = checkpoint.Checkpoints(workdir, checkpoint.Keep(**config.keep))
-  with stop.StopRequest() as request, contextlib.closing(saved):
-    stage = STAGES[config.stage](config, mesh)
-    state, position = _start(config, stage, saved, folder)
-    with contextlib.closing(metrics.Writer(workdir)) as writer:
+  with (
+    stop.StopRequest() as request,
+    watchdog.Watchdog(config.step_timeout) as dog,
+    contextlib.closing(saved),
+  ):
+    with clock.part("start"):
+      stage = STAGES[config.stage](config, mesh)
+      state, position, skipped = _start(config, stage, saved, folder)
+    _describe(config, mesh, mesh_report.groups_of(state, stage.frozen))
+    with contextlib.closing(metrics.Writer(workdir, config)) as writer:
       look = _observer(config, stage, writer, folder)
-      parts = loop.Parts(config, stage, saved, writer, look, request)
-      state, seconds = loop.train(parts, state, position)
+      window = profile_window.ProfileWindow(profile, workdir)
+      parts = loop.Parts(
+        config, stage, saved, writer, look, request, clock, dog, window
+      )
+      state = loop.train(parts, state, position, skipped)
+      dog.enter("evaluation", config.num_steps)
       look(state, config.num_steps)
-    stage.finish(state, str(folder / "model"))
-  seconds["total"] = time.monotonic() - started
-  return seconds
+    dog.enter("checkpoint", config.num_steps)
+    _finish(stage, state, folder / "model")
+    hosts.meet("model written")
+  return clock.seconds | {"total": clock.total()}
+
+
+def _finish(stage: base.Stage, state: Any, folder: epath.Path) -> None:
+  """Writes the model directory; one in a bucket is made here and copied."""
+  if "://" not in str(folder):
+    stage.finish(state, str(folder))
+    return
+  with tempfile.TemporaryDirectory() as made:
+    stage.finish(state, f"{made}/model")
+    if hosts.is_primary():
+      for path in sorted(pathlib.Path(made, "model").rglob("*")):
+        target = folder / str(path.relative_to(f"{made}/model"))
+        if path.is_file():
+          target.parent.mkdir(parents=True, exist_ok=True)
+          epath.Path(path).copy(target, overwrite=True)
+
+
+def _describe(config, mesh, groups) -> None:
+  """Says what each device will hold."""
+  if hosts.is_primary():
+    estimate = mesh_report.activation_bytes(config, mesh)
+    said = mesh_report.lines(mesh, groups, estimate)
+    print("\n".join(said), file=sys.stderr, flush=True)
+
+
+def _report_without_devices(config: ml_collections.ConfigDict, count: int) -> None:
+  """Prints the report of a mesh of so many devices, for stages with a full size."""
+  if config.stage not in programs.STEPS:
+    raise ValueError(
+      f"expected a stage of {sorted(programs.STEPS)} for --report_mesh, got"
+      f" {config.stage!r}"
+    )
+  topology.without_chips()
+  mesh = mesh_report.without_devices(dict(config.mesh), count)
+  arguments = programs.STEPS[config.stage](config, mesh).arguments
+  groups = mesh_report.groups_of(arguments["state"], arguments["frozen"])
+  estimate = mesh_report.activation_bytes(config, mesh)
+  print("\n".join(mesh_report.lines(mesh, groups, estimate)))
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -128,14 +188,19 @@ def _check(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f"config.{name} is empty; give it with --config.{name}=FOLDER")
 
 
-def _start(config, stage, saved, folder) -> tuple[Any, int]:
-  """Restores the newest checkpoint, or makes the state of step 0."""
+def _start(config, stage, saved, folder) -> tuple[Any, int, int]:
+  """Restores the newest checkpoint, or makes the state of step 0.
+
+  Returns:
+    The state, rows already used, and steps skipped so far.
+  """
   newest = saved.newest()
   fields = json.loads(config.to_json())
   if newest is None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2))
-    return stage.initial(config.seed), 0
+    if hosts.is_primary():
+      folder.mkdir(parents=True, exist_ok=True)
+      (folder / "config.json").write_text(json.dumps(fields, indent=2))
+    return _warm(config, stage.initial(config.seed)), 0, 0
   meta = saved.meta(newest)
   fixed = [
     {k: v for k, v in c.items() if k not in FREE_FIELDS}
@@ -152,10 +217,22 @@ def _start(config, stage, saved, folder) -> tuple[Any, int]:
       f"the checkpoint in {folder} was trained over frozen parts {meta['frozen']} but"
       f" config.init_from now holds {stage.frozen_names}; give the same model directory"
     )
-  print(f"resuming {folder} at step {newest}")
-  if meta["code"] != code_version.code_version():
-    print(f"note: that checkpoint was written by other code, {meta['code']}")
-  return saved.restore(newest, stage.abstract, stage.shardings), meta["position"]
+  if hosts.is_primary():
+    print(f"resuming {folder} at step {newest}")
+    if meta["code"] != code_version.code_version():
+      print(f"note: that checkpoint was written by other code, {meta['code']}")
+  state = saved.restore(newest, stage.abstract, stage.shardings)
+  return state, meta["position"], meta["skipped"]
+
+
+def _warm(config, state: Any) -> Any:
+  """Takes the parameters of another run into a fresh state, when one is named."""
+  if not config.parameters_from:
+    return state
+  params, matches = parameters_from.load(config.parameters_from, state.params)
+  if hosts.is_primary():
+    print(matches.text(config.parameters_from))
+  return state.replace(params=params)
 
 
 def _observer(config, stage: base.Stage, writer, folder) -> Callable[[Any, int], dict]:
@@ -172,10 +249,12 @@ def _observer(config, stage: base.Stage, writer, folder) -> Callable[[Any, int],
       pictures = pictures | {"samples": samples.take(shown, state.params)}
     for name, picture in pictures.items():
       writer.image(step, name, picture)
-      if jax.process_index() == 0:
+      if hosts.is_primary():
         path = folder / "pictures" / f"{name}-{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = io.BytesIO()
+        Image.fromarray(picture).save(stream, "png")
+        path.write_bytes(stream.getvalue())
     return figures
 
   return look
@@ -197,10 +276,14 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # checkpointing logs every file at INFO
   try:
-    seconds = run(CONFIG.value, WORKDIR.value)
+    if REPORT_MESH.value:
+      return _report_without_devices(CONFIG.value, REPORT_MESH.value)
+    hosts.start()
+    seconds = run(CONFIG.value, WORKDIR.value, PROFILE.value)
   except ValueError as error:
     sys.exit(f"error: {error}")
-  print(f"finished in {seconds['total']:.0f} s: {WORKDIR.value}")
+  if hosts.is_primary():
+    print(f"finished in {seconds['total']:.0f} s: {WORKDIR.value}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -201,6 +202,32 @@ def test_a_removed_run_directory_is_one_sentence(tmp_path):
   ):
     saved.save(2, state_at(2), meta_at(2))
     saved.wait()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of four megabytes."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+  command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+  if subprocess.run(command, capture_output=True).returncode:
+    pytest.skip("mounting a small file system needs root")
+  yield folder
+  subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_at_the_next_step(small_disk):
+  state = lambda size: {"a": jax.random.normal(jax.random.key(0), (size,))}
+  saved = opened(small_disk)
+  saved.save(1, state(1 << 17), {})
+  saved.wait()
+  message = "of step 2 .* No space left on device.* newest whole one is of step 1: make"
+  with pytest.raises(ValueError, match=message) as error:
+    saved.save(2, state(1 << 21), {})
+    while True:
+      saved.check()  # as the loop does at every step
+  assert "\n" not in str(error.value)
+  assert opened(small_disk).newest() == 1
 
 
 # Keeping

@@ -40,6 +40,10 @@ class Map:
   def __len__(self) -> int:
     return self.visits * len(self.source)
 
+  def ids(self, index: int) -> list[str]:
+    """Record ids of an item."""
+    return self.source.ids(int(index) % len(self.source))
+
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng([self.seed, int(index)])
     return self.function(self.source[int(index) % len(self.source)], generator)
@@ -58,6 +62,10 @@ class Pictures:
 
   def __len__(self) -> int:
     return len(self.positions)
+
+  def ids(self, index: int) -> list[str]:
+    """Record id of a picture."""
+    return [self[index]["id"]]
 
   def __getitem__(self, index: int) -> dict:
     return self.records[self.positions[index]]
@@ -112,6 +120,11 @@ def read(source, index: int) -> Reading:
   )
 
 
+def order(source, seed: int):
+  """Positions in a source by position in the stream; every epoch has its own order."""
+  return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+
+
 class RowFeed:
   """Batches of a random-access source without end: yields (batch, position after it).
 
@@ -148,7 +161,7 @@ class RowFeed:
         f"{batch_size}, got {len(source)} items and rows {list(rows)}; fix the sharding"
       )
     self.source, self.batch_size, self.local_rows = source, batch_size, tuple(rows)
-    self.order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    self.order = order(source, seed)
     self.pool = concurrent.futures.ThreadPoolExecutor(threads)
     self.prefetch, self.ahead, self.pending = prefetch, position, collections.deque()
     self.bad, self.bad_rows = collections.Counter(), collections.Counter()

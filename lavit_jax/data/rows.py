@@ -262,5 +262,9 @@ class Rows:
     )
     return row, reasons
 
+  def ids(self, index: int) -> list[str]:
+    """Record ids of a row's documents."""
+    return [self.sidecar[item["record"]]["id"] for item in self.plan.row(index)]
+
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     return self.read(index)[0]

@@ -141,3 +141,31 @@ def patches_of(image: np.ndarray, count: int) -> np.ndarray:
   p = image.shape[0] // side
   grid = image.reshape(side, p, side, p, 3).swapaxes(1, 2)
   return grid.reshape(count, p, p, 3)
+
+
+def layouts(rows: Sequence[Mapping]) -> bytes:
+  """Measured seconds and bytes by mesh layout, with the predictions where there are.
+
+  Args:
+    rows: as `sweep.measure` makes them; those with a `reason` did not run.
+  """
+  ran = sorted((row for row in rows if "seconds" in row), key=lambda r: r["seconds"])
+  names = [row["layout"] for row in ran]
+  held = [(row["peak_bytes"] or row["compiled_bytes"]) / 1e9 for row in ran]
+  panels = (
+    ("seconds per step", [row["seconds"] for row in ran], "predicted_seconds", 1.0),
+    ("GB per device", held, "predicted_bytes", 1e9),
+  )
+
+  def draw(axes):
+    for place, (title, values, predicted, unit) in zip(axes[0], panels):
+      place.barh(names, values, color=BLUE, height=0.6, label="measured")
+      said = [(row["layout"], row[predicted] / unit) for row in ran if predicted in row]
+      if said:
+        where, value = zip(*said)
+        place.plot(value, where, "D", color=ORANGE, label="predicted")
+        place.legend(fontsize=9)
+      place.set_title(title)
+      place.invert_yaxis()
+
+  return _png(draw, 11, 1.2 + 0.32 * len(ran), 1, 2)

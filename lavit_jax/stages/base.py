@@ -31,6 +31,8 @@ class Stage:
     before_step: host work due before a step number (k-means), on the whole state.
     evaluate: figures on held-out data, and pictures u8[H, W, 3] by name.
     finish: writes the model directory.
+    records: record ids of the batch from a position in rows on, for messages.
+    contents: tokens and images of one example, for rates; places, filled or not.
   """
 
   mesh: Mesh
@@ -44,6 +46,8 @@ class Stage:
   before_step: Callable[[TrainState, int], TrainState]
   evaluate: Callable[[TrainState], tuple[dict[str, float], dict[str, Any]]]
   finish: Callable[[TrainState, str], None]
+  records: Callable[[int], list[str]] = lambda position: []
+  contents: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,17 +122,27 @@ def over_micro_batches(
 def apply_gradients(
   state: TrainState, grads: Any, tx: optax.GradientTransformation, **changes: Any
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimizer step; reports the gradient and parameter norms."""
+  """One optimizer step; reports norms, and whether it was skipped.
+
+  A gradient that is not finite changes nothing but the number of the step: neither
+  parameters nor optimizer state, nor what `changes` would replace.
+  """
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  metrics = {
-    "gradient_norm": optax.tree.norm(grads),
-    "parameter_norm": optax.tree.norm(params),
+  norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(norm)
+  changes |= {"params": params, "opt_state": opt_state}
+  kept = {
+    name: jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    for name, new in changes.items()
+    for old in (getattr(state, name),)
   }
-  changed = state.replace(
-    step=state.step + 1, params=params, opt_state=opt_state, **changes
-  )
-  return changed, metrics
+  metrics = {
+    "gradient_norm": norm,
+    "parameter_norm": optax.tree.norm(kept["params"]),
+    "skipped": 1.0 - finite,
+  }
+  return state.replace(step=state.step + 1, **kept), metrics
 
 
 def gumbel(key: jax.Array, noise_ids: jax.Array, num_patches: int) -> jax.Array:

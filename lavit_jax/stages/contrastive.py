@@ -144,6 +144,8 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     before_step=lambda state, number: state,
     evaluate=evaluate,
     finish=finish,
+    contents={"images": 1},
+    records=lambda position: feed.record_ids(source, config, position),
   )
 
 
@@ -171,7 +173,7 @@ def _fit_whitening(model, params, batches, config):
 
   count = -(-config.whitening_pictures // config.batch_size)
   found = [
-    np.asarray(features(params["vit"], batch["image"]))
+    sharding.to_host(features(params["vit"], batch["image"]))
     for batch in feed.first_batches(batches, count)
   ]
   return whitening.fit_whitening(np.concatenate(found).reshape(-1, found[0].shape[-1]))

@@ -250,6 +250,8 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     before_step=lambda state, number: state,
     evaluate=evaluate,
     finish=finish,
+    contents={"tokens": data.row_length, "images": rows.plan.images_per_row},
+    records=lambda position: feed.record_ids(rows, config, position),
   )
 
 

@@ -102,7 +102,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     rows = codebook.kmeans(
       z, num_codes, jax.random.key(config.seed), config.kmeans_iterations
     )
-    book = codebook.create(rows)
+    book = jax.tree.map(np.asarray, codebook.create(rows))
     return state.replace(codebook=jax.device_put(book, shardings.codebook))
 
   look = jax.jit(functools.partial(_figures, model, tower), static_argnums=0)
@@ -142,6 +142,8 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     before_step=before_step,
     evaluate=evaluate,
     finish=finish,
+    contents={"images": 1},
+    records=lambda position: feed.record_ids(source, config, position),
   )
 
 
@@ -160,7 +162,7 @@ def _collect(run, batches, state, frozen, config) -> np.ndarray:
   with contextlib.closing(batches):
     for batch, _ in batches:
       z, keep = run(state.params, frozen, batch)
-      found.append(np.asarray(z)[np.asarray(keep)])
+      found.append(sharding.to_host(z)[sharding.to_host(keep)])
       if sum(map(len, found)) >= needed:
         return np.concatenate(found)[:needed]
 

@@ -46,12 +46,19 @@ def save(
 ) -> None:
   """Writes a model directory, atomically and tensor by tensor.
 
+  On several hosts all must call; host 0 writes, the others hand over what they hold.
+
   Args:
     folder: where the directory will stand; an older one there is replaced.
     parts: parts to write.
     base: a model directory whose other parts are taken over.
     text_tokenizer: folder to copy; that of `base` when None.
   """
+  if jax.process_index() != 0:
+    for part in parts.values():
+      for shard in _shards(part):
+        tensors.read_all(shard)
+    return
   with files.appearing(folder) as temporary:
     entries = {}
     if base is not None:
@@ -71,7 +78,8 @@ def save(
     files.write_json(temporary / MANIFEST, manifest)
 
 
-def _write_part(folder: pathlib.Path, name: str, part: Part) -> dict[str, Any]:
+def _shards(part: Part) -> list[dict[str, Tensor]]:
+  """The tensors of each file of a part."""
   shards: list[dict[str, Tensor]] = [{}]
   size = 0
   for key, tensor in named_tensors(part.params):
@@ -80,8 +88,12 @@ def _write_part(folder: pathlib.Path, name: str, part: Part) -> dict[str, Any]:
       size = 0
     shards[-1][key] = tensor
     size += tensor.nbytes
+  return shards
+
+
+def _write_part(folder: pathlib.Path, name: str, part: Part) -> dict[str, Any]:
   sums = {}
-  for number, shard in enumerate(shards):
+  for number, shard in enumerate(_shards(part)):
     file = f"{name}-{number:05d}.safetensors"
     sums[file] = tensors.write_safetensors(folder / file, shard)
   digest = hashlib.sha256("".join(sums.values()).encode()).hexdigest()

@@ -22,6 +22,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from lavit_jax import sharding
+
 DTYPES = {
   "F64": np.dtype(np.float64),
   "F32": np.dtype(np.float32),
@@ -101,7 +103,7 @@ class Stack:
 
 def of_array(array: Any) -> Tensor:
   """A Tensor around a numpy or jax array, fetched when it is read."""
-  read = lambda: np.asarray(array, order="C")
+  read = lambda: np.asarray(sharding.to_host(array), order="C")
   return Tensor(tuple(array.shape), np.dtype(array.dtype), read)
 
 
@@ -118,7 +120,7 @@ def layer_of(leaf: Any, layer: int | None) -> Tensor:
     return leaf
   if layer is None:
     return of_array(leaf)
-  read = lambda: np.asarray(leaf[layer], order="C")
+  read = lambda: np.asarray(sharding.to_host(leaf[layer]), order="C")
   return Tensor(tuple(leaf.shape[1:]), np.dtype(leaf.dtype), read)
 
 
@@ -239,8 +241,7 @@ def write_safetensors(
   Returns:
     SHA-256 of the file.
   """
-  # Wide types first keep every tensor aligned to its item size.
-  keys = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
+  keys = _in_order(tensors)
   text = _header_of({key: tensors[key] for key in keys}, metadata)
   digest = hashlib.sha256()
   with open(path, "wb", buffering=0) as stream, ThreadPoolExecutor(1) as flusher:
@@ -278,6 +279,17 @@ def _write(stream: Any, piece: memoryview) -> None:
   """Writes all of a piece: one call takes at most 2 GB."""
   while len(piece):
     piece = piece[stream.write(piece) :]
+
+
+def _in_order(tensors: Mapping[str, Tensor]) -> list[str]:
+  """Wide types first: that keeps every tensor of a file aligned to its item size."""
+  return sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
+
+
+def read_all(tensors: Mapping[str, Tensor]) -> None:
+  """Reads tensors in the order in which another host writes them."""
+  for key in _in_order(tensors):
+    tensors[key].read()
 
 
 def read_ahead(tensors: Iterable[Tensor]) -> Iterator[np.ndarray]:

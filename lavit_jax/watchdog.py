@@ -1,0 +1,122 @@
+"""Notices a step that takes too long: dumps stacks, and names the slow host.
+
+Each host tells the others through the coordinator where it is, from a thread of its
+own, so that a host that hangs in its data still reports. When one is late, every host
+prints its stacks to stderr and says which host is behind.
+"""
+
+import dataclasses
+import faulthandler
+import json
+import sys
+import threading
+import time
+from collections.abc import Mapping
+
+import jax
+from jax._src import distributed  # the coordinator's key-value store has no public name
+
+KEY = "lavit_jax/where/"
+# Order of a step's phases: of two hosts at one step, the one behind is the slow one.
+PHASES = ("start", "batch", "step", "records", "evaluation", "checkpoint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a host is.
+
+  Attributes:
+    step: steps done.
+    phase: one of PHASES.
+    since: time at which it came there, in seconds of its own clock.
+    told: time at which it said so.
+  """
+
+  step: int
+  phase: str
+  since: float
+  told: float
+
+
+def verdict(places: Mapping[int, Place], count: int, period: float) -> str:
+  """Says in one sentence which host holds up the others.
+
+  Args:
+    places: where each host said it is.
+    count: number of hosts.
+    period: seconds between two signs of life.
+  """
+  latest = max(place.told for place in places.values())
+  missing = set(range(count)) - set(places)
+  quiet = {host for host, at in places.items() if at.told < latest - 5 * period}
+  if missing | quiet:
+    return f"hosts {sorted(missing | quiet)} give no sign of life"
+  rank = {h: (at.step, PHASES.index(at.phase)) for h, at in places.items()}
+  slowest = sorted(host for host in rank if rank[host] == min(rank.values()))
+  at = places[slowest[0]]
+  where = f"at step {at.step}, in its {at.phase}"
+  if len(slowest) == count > 1:
+    return f"all {count} hosts are {where}: a device or the network between them hangs"
+  return f"host {', '.join(map(str, slowest))} is behind: {where}"
+
+
+class Watchdog:
+  """Watches the loop while it is open (a context manager)."""
+
+  def __init__(self, timeout: float):
+    """Watches with `timeout` seconds per phase; 0 turns the watchdog off."""
+    self._timeout, self._period = timeout, min(max(timeout / 8, 0.05), 15.0)
+    self._place = Place(0, "start", time.time(), time.time())
+    self._stop, self._thread = threading.Event(), None
+
+  def __enter__(self) -> "Watchdog":
+    if self._timeout:
+      self._thread = threading.Thread(target=self._watch, daemon=True)
+      self._thread.start()
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._stop.set()
+    if self._thread:
+      self._thread.join()
+
+  def enter(self, phase: str, step: int) -> None:
+    """Tells the watchdog that a phase of a step begins."""
+    now = time.time()
+    self._place = Place(step, phase, now, now)
+
+  def _watch(self) -> None:
+    warned = None
+    while not self._stop.wait(self._period):
+      place = dataclasses.replace(self._place, told=time.time())
+      places = self._exchange(place)
+      if place.told - place.since > self._timeout and place.since != warned:
+        warned = place.since
+        self._bark(place, places)
+
+  def _exchange(self, place: Place) -> dict[int, Place]:
+    """Tells the others where this host is, and reads where they are."""
+    client, own = distributed.global_state.client, jax.process_index()
+    if client is None:
+      return {own: place}
+    try:
+      text = json.dumps(dataclasses.asdict(place))
+      client.key_value_set(f"{KEY}{own}", text, allow_overwrite=True)
+      found = dict(client.key_value_dir_get(KEY))
+    except RuntimeError:  # the coordinator is gone: this host will end soon, too
+      return {own: place}
+    return {
+      int(name.rsplit("/", 1)[1]): Place(**json.loads(text))
+      for name, text in found.items()
+    }
+
+  def _bark(self, place: Place, places: Mapping[int, Place]) -> None:
+    own, count = jax.process_index(), jax.process_count()
+    told = verdict(places, count, self._period)
+    print(
+      f"WATCHDOG: host {own} of {count} has been in its {place.phase} at step"
+      f" {place.step} for {place.told - place.since:.0f} s; {told}. Stacks:",
+      file=sys.stderr,
+      flush=True,
+    )
+    faulthandler.dump_traceback(all_threads=True)
