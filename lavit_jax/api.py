@@ -12,7 +12,7 @@ others of their padded length: a result does not depend on its neighbors.
 import functools
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,12 +23,12 @@ from PIL import Image
 from lavit_jax import pictures, sharding
 from lavit_jax.data import items
 from lavit_jax.data.language import QUESTION
-from lavit_jax.generate import decode, pixels
+from lavit_jax.generate import engine, pixels, tasks
 from lavit_jax.generate import prompts as layouts
+from lavit_jax.generate.beam import Beams
 from lavit_jax.generate.logits import Settings
 from lavit_jax.pictures import Picture
 from lavit_jax.stages import language, patch_words, pixel_parts, tokenizing
-from lavit_jax.vocabulary import END
 from lavit_jax.weights import model_directory
 
 # A text, or texts and pictures in the order in which the model should see them.
@@ -107,25 +107,32 @@ class LaVIT:
     self,
     images: Picture | Sequence[Picture],
     prompt: str = "",
-    max_new: int = 64,
+    how: Settings | Beams | None = None,
   ) -> list[str]:
-    """Describes pictures, greedily.
+    """Describes pictures.
 
     Args:
       images: as for `tokenize`.
       prompt: text that the description continues.
-      max_new: most text tokens.
+      how: made by `generate.tasks.caption`; the reference's settings when None.
     """
     pixels = pictures.stack(images, self.image_size)
-    return self._write(pixels, [prompt] * len(pixels), max_new)
+    texts = self._write(pixels, [prompt] * len(pixels), how or tasks.caption())
+    return [tasks.cut_caption(text) for text in texts]
 
   def answer(
     self,
     images: Picture | Sequence[Picture],
     questions: str | Sequence[str],
-    max_new: int = 16,
+    how: Settings | Beams | None = None,
   ) -> list[str]:
-    """Answers a question about each picture; a single picture serves all questions."""
+    """Answers a question about each picture; a single picture serves all questions.
+
+    Args:
+      images: as for `tokenize`.
+      questions: one per picture.
+      how: made by `generate.tasks.answer`; the reference's settings when None.
+    """
     pixels, questions = pictures.stack(images, self.image_size), _texts(questions)
     if len(pixels) == 1:
       pixels = np.repeat(pixels, len(questions), axis=0)
@@ -134,7 +141,9 @@ class LaVIT:
         f"expected one picture per question, got {len(pixels)} pictures and"
         f" {len(questions)} questions; repeat the pictures"
       )
-    return self._write(pixels, [QUESTION.format(q) for q in questions], max_new)
+    asked = [QUESTION.format(question) for question in questions]
+    texts = self._write(pixels, asked, how or tasks.answer())
+    return [tasks.cut_answer(text) for text in texts]
 
   def draw_codes(
     self,
@@ -159,23 +168,19 @@ class LaVIT:
       int32[T] codes, n for the first prompt, then n for the next.
     """
     words = self.language.vocabulary
-    settings = Settings(
-      end=words.image_end,
-      allowed="codes",
+    settings = tasks.drawing(
+      words,
       max_new=self.coder.model.num_patches,
-      min_new=1,
       temperature=temperature,
       top_k=top_k,
       guidance=guidance,
     )
     asked = _texts(prompts)
-    ids = [self._prompt_ids(prompt) for prompt in asked]
+    ids = [self.prompt_ids(prompt) for prompt in asked]
     requests = [layouts.drawing(own, words) for own in ids for _ in range(n)]
-    names = [zlib.crc32(np.asarray(own, np.int32).tobytes()) for own in ids]
-    names = np.array(names, np.uint32)
-    key = jax.random.key(self.seed if seed is None else seed)
-    keys = _keys(key, np.repeat(names, n), np.tile(np.arange(n), len(asked)))
-    return [ids - words.code_start for ids in self._continue(requests, settings, keys)]
+    keys = tasks.drawing_keys(self.seed if seed is None else seed, ids, n)
+    found = self._continue(requests, settings, keys.reshape(-1, 2))
+    return [tasks.codes_of(own, words) for own in found]
 
   def draw(
     self,
@@ -237,7 +242,7 @@ class LaVIT:
     key = jax.random.key(self.seed if seed is None else seed)
 
     def run(features, names):
-      keys = _keys(key, names, np.zeros_like(names))
+      keys = tasks.fold_keys(key, names, np.zeros_like(names))
       return pixel_parts.draw(decoder, features, keys, size, settings)
 
     if not codes:
@@ -263,16 +268,7 @@ class LaVIT:
 
   def _decode(self, coder, codes: Sequence[np.ndarray]) -> np.ndarray:
     size, rows = self.coder.model.num_patches, self.coder.model.num_codes
-    packed = np.zeros((len(codes), size), np.int32)
-    for row, own in enumerate(codes):
-      own = np.asarray(own, np.int32)
-      if not 1 <= len(own) <= size or ((own < 0) | (own >= rows)).any():
-        raise ValueError(
-          f"expected 1 to {size} codes in [0, {rows}), got {len(own)} codes, the first"
-          f" {own.tolist()[:5]}; give codes of this model's visual tokenizer"
-        )
-      packed[row, : len(own)] = own
-    lengths = np.array([len(own) for own in codes], np.int32)
+    packed, lengths = tokenizing.pack_codes(codes, size, rows)
     run = functools.partial(tokenizing.decode_codes, coder)
     if not len(codes):
       return np.zeros((0, size, self.coder.model.embed_dim), np.float32)
@@ -295,7 +291,7 @@ class LaVIT:
   def _word_heads(self):
     return patch_words.load(self.folder, self.coder.tower.embed_dim, self.mesh)
 
-  def _prompt_ids(self, prompt: Prompt) -> list[int]:
+  def prompt_ids(self, prompt: Prompt) -> list[int]:
     """Ids of a prompt; a picture is its bare codes, without marks (reference, 8)."""
     words, ids = self.language.vocabulary, []
     for part in [prompt] if isinstance(prompt, str) else prompt:
@@ -316,61 +312,69 @@ class LaVIT:
       for codes, keep in zip(found.codes, found.keep, strict=True)
     ]
 
-  def _write(self, pixels: np.ndarray, texts: list[str], max_new: int) -> list[str]:
-    """Continues [IMG] features [/IMG] text, greedily, until the end mark."""
+  def _write(self, pixels: np.ndarray, texts: list[str], how) -> list[str]:
+    """Continues [IMG] features [/IMG] text until the end mark."""
     words, tokenizer = self.language.vocabulary, self.language.tokenizer
     keep = [found["keep"] for found in self._tokenize(pixels)]
     requests = [
       layouts.understanding(kept, tokenizer.encode(own) if own else [], words)
       for kept, own in zip(keep, texts, strict=True)
     ]
-    settings = Settings(end=END, allowed="text", max_new=max_new)
-    keys = jax.random.split(jax.random.key(0), len(requests))
-    shown = (pixels, np.array(keep))
-    found = self._continue(requests, settings, keys, shown)
-    return [tokenizer.decode(ids).strip() for ids in found]
+    keys = np.zeros((len(requests), 2), np.uint32)
+    found = self._continue(requests, how, keys, (pixels, np.array(keep)))
+    return [tokenizer.decode(ids) for ids in found]
 
-  def _continue(self, requests, settings, keys, shown=None) -> list[np.ndarray]:
+  def _continue(self, prompts, how, keys, shown=None) -> list[np.ndarray]:
     """New ids of each prompt, without the end; `shown` is (pixels, keep) by prompt."""
-    results: list[np.ndarray | None] = [None] * len(requests)
-    lengths = np.array([decode.bucket(len(prompt)) for prompt in requests])
-    for length in np.unique(lengths):
-      members = np.flatnonzero(lengths == length)
-      for first in range(0, len(members), self.batch_size):
-        own = members[first : first + self.batch_size]
-        rows = _padded(own, self.batch_size)
-        batch = layouts.left_padded([requests[i] for i in rows], int(length))
-        seen = shown and [array[rows] for array in shown]
-        found = self._generate(batch, settings, keys[rows], seen)
-        ids, ends = np.asarray(found.ids), np.asarray(found.lengths)
-        for row, i in enumerate(own):
-          results[i] = ids[row, : ends[row]]
-    return results
+    requests = [
+      engine.Request(prompt, how, own)
+      for prompt, own in zip(prompts, keys, strict=True)
+    ]
+    return [found[0].ids for found in self.replies(requests, shown)]
 
-  def _generate(self, batch: layouts.PromptBatch, settings, keys, shown):
-    """Runs one batch of one padded length."""
-    side = self.language
-    # As many rows as the batch, so that any mesh that divides it divides these.
-    start = np.full((self.batch_size, 1), side.vocabulary.image_start, np.int32)
+  def replies(
+    self,
+    requests: Sequence[engine.Request],
+    shown: tuple[np.ndarray, np.ndarray] | None = None,
+  ) -> list[list[engine.Reply]]:
+    """Runs any mixture of requests; see `generate.engine.generate`.
+
+    Args:
+      requests: prompts may show a picture.
+      shown: uint8[n, H, W, 3] pictures and bool[n, P] keep masks by request, anything
+        where a request shows none; None when no request shows one.
+    """
     with jax.set_mesh(self.mesh):
-      return decode.generate(
-        side.model.llama,
-        side.params["llama"],
-        self._inputs(batch, shown),
-        batch.segment_ids,
-        batch.positions,
-        side.vocabulary,
-        settings,
-        keys,
-        language.text_inputs(side, start)[0],
-      )
+      side, vectors = self.language.serving, self._vectors(shown)
+      return engine.generate(side, requests, vectors, self.batch_size)
 
-  def _inputs(self, batch: layouts.PromptBatch, shown) -> jax.Array:
-    """Vectors of prompts: of their text, and of their pictures when there are any."""
-    if shown is None:
-      return language.text_inputs(self.language, batch.tokens)
-    parts = (self.language, self.coder.tower, self.coder.frozen)
-    return language.picture_inputs(*parts, *shown, batch.tokens, batch.feature_index)
+  def stream(
+    self, image: Picture, prompt: str = "", how: Settings | None = None
+  ) -> Iterator[str]:
+    """Describes one picture bit by bit: the text so far, longer each time.
+
+    Args:
+      image: as for `tokenize`.
+      prompt: text that the description continues.
+      how: made by `generate.tasks.caption` with one beam, since a search has no text
+        before its end; the reference's lengths, greedily, when None.
+    """
+    pixels = pictures.stack([image], self.image_size)
+    keep = self._tokenize(pixels)[0]["keep"]
+    side = self.language
+    ids = side.tokenizer.encode(prompt) if prompt else []
+    request = engine.Request(
+      layouts.understanding(keep, ids, side.vocabulary), how or tasks.caption(beams=1)
+    )
+    vectors = self._vectors((pixels, keep[None]))
+    with jax.set_mesh(self.mesh):
+      for found in engine.stream(side.serving, request, vectors):
+        text = tasks.cut_caption(side.tokenizer.decode(found))
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character
+          yield text
+
+  def _vectors(self, shown) -> engine.Vectors:
+    return functools.partial(language.vectors, self.language, self.coder, shown)
 
   def _in_chunks(self, function, *arrays: np.ndarray) -> Any:
     """Applies a batched function to padded chunks of at least one row."""
@@ -391,10 +395,3 @@ def _padded(array: np.ndarray, size: int) -> np.ndarray:
 
 def _texts(texts: str | Sequence[str]) -> list[str]:
   return [texts] if isinstance(texts, str) else list(texts)
-
-
-@jax.jit
-def _keys(key, names, numbers):
-  """One key per drawing, from its prompt and its number alone."""
-  own = lambda name, number: jax.random.fold_in(jax.random.fold_in(key, name), number)
-  return jax.vmap(own)(names, numbers)

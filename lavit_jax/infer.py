@@ -4,6 +4,7 @@
     answer       --images=a.png --questions="What color is it?"   prints a line each
     draw         --prompts="a red circle" --target=DIR [--n=4 --guidance=4 --seed=0]
     reconstruct  --images=a.png,b.png --target=DIR
+    batch        --requests=in.jsonl --target=out.jsonl           resumes after a stop
 
 --prompts and --questions may be given several times; one image serves all questions.
 draw takes --images too: their codes then stand before each prompt, or alone.
@@ -17,13 +18,14 @@ PNG of the color that each patch is read as.
 
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from lavit_jax import sheet
+from lavit_jax import jobs, sheet
 from lavit_jax.api import LaVIT
 from lavit_jax.data import scenes
 from lavit_jax.generate import pixels
@@ -40,7 +42,9 @@ def define_flags() -> None:
   flags.DEFINE_list("images", [], "Pictures, joined by commas.")
   flags.DEFINE_multi_string("prompts", [], "Text to draw or to continue.")
   flags.DEFINE_multi_string("questions", [], "Questions about the images.")
-  flags.DEFINE_string("target", None, "Folder for drawings.")
+  flags.DEFINE_string("target", None, "Folder for drawings, or file of results.")
+  flags.DEFINE_string("requests", None, "JSONL file of requests (docs/generation.md).")
+  flags.DEFINE_bool("stream", False, "Print a caption while it is written, greedily.")
   flags.DEFINE_integer("n", 1, "Drawings per prompt.", lower_bound=1)
   flags.DEFINE_float("guidance", 4.0, "Weight of the prompt; 1 is none.")
   flags.DEFINE_string("ratio", "1:1", "Width to height of what is drawn.")
@@ -57,8 +61,22 @@ def caption(model: LaVIT, given: flags.FlagValues) -> None:
   images, prompts = _needed(given, "images"), given.prompts or [""]
   if len(prompts) > 1:
     raise ValueError(f"caption takes one --prompts for all images, got {len(prompts)}")
+  if given.stream:
+    for image in images:
+      _print_stream(image, model.stream(image, prompts[0]))
+    return
   for image, text in zip(images, model.caption(images, prompts[0])):
     print(f"{image}: {text}")
+
+
+def _print_stream(image: str, texts: Iterator[str]) -> None:
+  """Prints what each text has more than the one before."""
+  print(f"{image}: ", end="", flush=True)
+  shown = ""
+  for text in texts:
+    print(text.removeprefix(shown), end="", flush=True)
+    shown = text
+  print()
 
 
 def answer(model: LaVIT, given: flags.FlagValues) -> None:
@@ -116,7 +134,18 @@ def _sampling(model: LaVIT, given: flags.FlagValues) -> dict[str, Any]:
   return {"size": size, "sampling": settings}
 
 
-VERBS = {"caption": caption, "answer": answer, "draw": draw, "reconstruct": reconstruct}
+def batch(model: LaVIT, given: flags.FlagValues) -> None:
+  """Answers a file of requests, line by line."""
+  jobs.run(model, _needed(given, "requests"), _needed(given, "target"))
+
+
+VERBS = {
+  "caption": caption,
+  "answer": answer,
+  "draw": draw,
+  "reconstruct": reconstruct,
+  "batch": batch,
+}
 
 
 def _needed(given: flags.FlagValues, name: str):

@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw
 
 from lavit_jax import api
 from lavit_jax.data import images, records, text
+from lavit_jax.generate import tasks
+from lavit_jax.models import lavit
 from lavit_jax.stages import language, patch_words, pretrain, tokenizing
 from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import model_directory
@@ -26,13 +28,17 @@ class Samples:
     pixels: u8[n, H, W, 3] held-out pictures.
     captions: their true captions, which are also the prompts of the drawings.
     model: the frozen parts; its language side comes from the state.
-    template: the language side, without parameters.
+    module: the language side, without parameters.
+    vocabulary: its vocabulary.
+    tokenizer: its text tokenizer.
   """
 
   pixels: np.ndarray
   captions: list[str]
   model: api.LaVIT
-  template: language.Language
+  module: lavit.LaVIT
+  vocabulary: Vocabulary
+  tokenizer: text.TextTokenizer
 
 
 def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples | None:
@@ -57,7 +63,9 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples | None:
     np.stack([images.decode(record["image"], size) for record in chosen]),
     [_caption(record) for record in chosen],
     model,
-    language.Language(module, None, words, tokenizer),
+    module,
+    words,
+    tokenizer,
   )
 
 
@@ -78,8 +86,10 @@ def take(samples: Samples, params) -> np.ndarray:
     color where the model has word heads.
   """
   model = samples.model
-  model.language = dataclasses.replace(samples.template, params=params)
-  said = model.caption(samples.pixels)
+  model.language = language.make(
+    samples.module, params, samples.vocabulary, samples.tokenizer, model.mesh
+  )
+  said = model.caption(samples.pixels, how=tasks.PLAIN_CAPTION)
   drawn = None
   if model.has_words:
     codes = model.draw_codes(samples.captions)

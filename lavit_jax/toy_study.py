@@ -15,6 +15,7 @@ import numpy as np
 from lavit_jax import api, pixel_study
 from lavit_jax.data import digits, images, items, language, records, scenes, world
 from lavit_jax.evaluate import toy, toy_language, toy_reading, toy_tokenizer
+from lavit_jax.generate import tasks
 from lavit_jax.models import codebook, whitening
 from lavit_jax.stages import frozen_parts, patch_words, tokenizing
 
@@ -194,13 +195,14 @@ def _study_captions(model, test: Split, novel: Split, most: int) -> dict[str, di
   for name, split in (("", test), ("novel_", novel)):
     chosen = split.truth.single[:most]
     figures[f"{name}caption_color_shape"] = toy_language.caption_figure(
-      model.caption(split.image[chosen]),
+      model.caption(split.image[chosen], how=tasks.PLAIN_CAPTION),
       [split.truth.truths[i] for i in chosen],
       bool(name),
     )
   chosen = np.flatnonzero(~test.truth.scene)[:most]
   figures["digit_caption_accuracy"] = toy_language.digit_figure(
-    model.caption(test.image[chosen]), [test.truth.truths[i] for i in chosen]
+    model.caption(test.image[chosen], how=tasks.PLAIN_CAPTION),
+    [test.truth.truths[i] for i in chosen],
   )
   return figures
 
@@ -213,7 +215,7 @@ def _caption_examples(model, split: Split) -> list[toy.TextExample]:
     for place, count in enumerate(counts)
     if (split.truth.count == count).sum() > counts[:place].count(count)
   ]
-  texts = model.caption(split.image[np.array(chosen, int)])
+  texts = model.caption(split.image[np.array(chosen, int)], how=tasks.PLAIN_CAPTION)
   examples = []
   for i, text in zip(chosen, texts):
     true = _caption_of(split.records[i])
@@ -237,8 +239,8 @@ def _study_answers(model, split: Split, most: int):
   shown = np.array([question.picture for question in questions], int)
   other = _next_of_its_sort(split.truth.scene)[shown]
   texts = [question.text for question in questions]
-  answers = model.answer(split.image[shown], texts)
-  others = model.answer(split.image[other], texts)
+  answers = model.answer(split.image[shown], texts, how=tasks.PLAIN_ANSWER)
+  others = model.answer(split.image[other], texts, how=tasks.PLAIN_ANSWER)
   figures = toy_language.answer_figures(questions, answers, others)
   examples = [
     toy.TextExample(

@@ -13,10 +13,11 @@ from PIL import Image
 
 from lavit_jax import api, infer
 from lavit_jax.data import items, text
+from lavit_jax.generate import tasks
 from lavit_jax.models import vit
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.stages import base, tokenizing
-from lavit_jax.vocabulary import Vocabulary
+from lavit_jax.vocabulary import END, Vocabulary
 from lavit_jax.weights import model_directory, rules
 
 TRUNK = dict(embed_dim=16, num_layers=1, num_heads=2, head_dim=8, mlp_dim=16)
@@ -112,6 +113,10 @@ def model(folders):
   return api.LaVIT.load(folders / "whole", batch_size=3)
 
 
+def greedy(max_new: int) -> api.Settings:
+  return tasks.caption(beams=1, max_new=max_new, min_new=0)
+
+
 def pictures(count: int) -> np.ndarray:
   rng = np.random.default_rng(5)
   return rng.integers(0, 256, (count, 16, 16, 3)).astype(np.uint8)
@@ -145,35 +150,33 @@ def test_every_form_of_a_picture_gives_the_same_codes(model, tmp_path):
 
 def test_captions_do_not_depend_on_their_batch(model):
   images = pictures(4)
-  together = model.caption(images, max_new=8)
-  alone = [model.caption(image, max_new=8)[0] for image in images]
+  together = model.caption(images, how=greedy(8))
+  alone = [model.caption(image, how=greedy(8))[0] for image in images]
   assert together == alone
   assert len(set(together)) > 1
-  assert model.caption(images, max_new=8) == together
+  assert model.caption(images, how=greedy(8)) == together
 
 
 def test_answers_follow_the_template(model):
   image = pictures(1)
   question = "What color is it?"
-  found = model.answer(image, [question, "two?"], max_new=6)
-  continued = model.caption(image, api.QUESTION.format(question), max_new=6)
-  assert found[:1] == continued
+  found = model.answer(image, [question, "two?"], how=greedy(6))
+  continued = model.caption(image, api.QUESTION.format(question), how=greedy(6))
+  assert found[:1] == [tasks.cut_answer(text) for text in continued]
   with pytest.raises(ValueError, match="2 pictures and 3 questions"):
     model.answer(pictures(2), ["a", "b", "c"])
 
 
-def test_captions_equal_the_training_forward_pass(model):
+def test_captions_equal_the_training_forward_pass(model, folders):
   """Prefill and cache against `LaVIT.__call__` on the same packed row."""
   language, image = model.language, pictures(1)
   keep = model.tokenize(image)[0]["keep"]
   words = language.vocabulary
   request = api.layouts.understanding(keep, [5, 6], words)
-  settings = api.Settings(end=api.END, allowed="text", max_new=4)
+  settings = api.Settings(end=END, allowed="text", max_new=4)
   shown = (image, keep[None])
-  path = model._continue(
-    [request], settings, jax.random.split(jax.random.key(0), 1), shown
-  )[0]
-  path = path if len(path) == 4 else np.append(path, api.END)
+  path = model._continue([request], settings, [None], shown)[0]
+  path = path if len(path) == 4 else np.append(path, END)
   tokens = np.concatenate([request.tokens, path])[None]
   index = np.append(request.patches, np.full(len(path), -1))[None]
   features = tokenizing.frozen_parts.patch_features(
@@ -181,8 +184,17 @@ def test_captions_equal_the_training_forward_pass(model):
   )
   inputs = features - model.coder.frozen["whitening"].mean
   row = (tokens, np.ones_like(tokens), np.arange(tokens.shape[1])[None], index)
+  arguments = (*row, inputs, keep[None, None])
+  tree = golden_data.abstract_params(language.model, *arguments, method="everything")[
+    "llama"
+  ]
+  whole = api.sharding.replicated(model.mesh)
+  words_side = model_directory.load(folders / "whole", "llama", tree, whole)
   logits = golden_data.run(
-    language.model, language.params, *row, inputs, keep[None, None], method="everything"
+    language.model,
+    language.params | {"llama": words_side},
+    *arguments,
+    method="everything",
   )
   best = np.asarray(logits)[0, len(request) - 1 : -1, : words.text_size].argmax(-1)
   np.testing.assert_array_equal(best, path)
@@ -233,14 +245,18 @@ def test_a_mesh_gives_the_same_captions(model, folders):
   mesh = api.sharding.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
   spread = api.LaVIT.load(folders / "whole", mesh=mesh, batch_size=2)
   images = pictures(2)
-  assert spread.caption(images, max_new=6) == model.caption(images, max_new=6)
+  assert spread.caption(images, how=greedy(6)) == model.caption(images, how=greedy(6))
 
 
 def test_infer_writes_what_it_says(model, tmp_path, capsys):
   path = tmp_path / "a.png"
   Image.fromarray(pictures(1)[0]).save(path)
   given = types.SimpleNamespace(
-    images=[str(path)], questions=[], prompts=[], target=str(tmp_path / "out")
+    images=[str(path)],
+    questions=[],
+    prompts=[],
+    target=str(tmp_path / "out"),
+    stream=True,
   )
   infer.reconstruct(model, given)
   said = capsys.readouterr().out
@@ -254,6 +270,25 @@ def test_infer_writes_what_it_says(model, tmp_path, capsys):
     infer.answer(model, given)
   with pytest.raises(ValueError, match="found no file"):
     model.caption(str(tmp_path / "missing.png"))
+
+
+def test_streams_grow_to_the_caption(model):
+  image = pictures(1)[0]
+  seen = list(model.stream(image, how=greedy(12)))
+  assert seen[-1] == model.caption(image, how=greedy(12))[0]
+  assert all(b.startswith(a) for a, b in zip(seen, seen[1:]))
+
+
+def test_the_tasks_have_the_references_settings(model):
+  image = pictures(1)[0]
+  assert model.caption(image) == model.caption(image, how=tasks.caption())
+  how = tasks.caption()
+  assert (how.count, how.settings.max_new, how.settings.min_new) == (2, 36, 8)
+  how = tasks.answer()
+  assert (how.count, how.length_penalty, how.early_stopping) == (5, 0.0, True)
+  assert (how.settings.max_new, how.settings.min_new) == (10, 2)
+  how = tasks.reference_drawing(model.language.vocabulary)
+  assert (how.max_new, how.min_new, how.top_k, how.guidance) == (200, 20, 50, 4.0)
 
 
 def test_patch_pictures_paint_color_words():

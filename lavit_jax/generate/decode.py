@@ -1,212 +1,190 @@
-"""Cached decoding: one compiled program per batch size, prompt bucket and settings.
+"""Greedy decoding and sampling: two compiled programs over a donated cache.
 
-    left-padded prompts f[B, T, D] -> prefill -> cache, logits f32[B, V]
-    -> while any sequence is open: choose an id, feed it -> ids i32[B, max_new]
+    left-padded prompts f[P, T, D] -> start -> first ids and the cache
+    -> advance: while a sequence is open and below a limit: feed, choose -> ids [R, M]
 
-Guidance doubles the rows: the second half continues the unconditional prompt with the
-ids chosen by the first. A sequence draws from its own key, so that it does not depend
-on the batch it is in.
+The first U of R rows are guided: behind the R prompts stand U unconditional ones, that
+are continued with the ids chosen by the first. A sequence draws from its own key, so
+that it does not depend on the batch it is in, and settings are arrays: requests of all
+kinds share a batch and a program.
 """
 
+import dataclasses
 import functools
-from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from lavit_jax.generate import logits as processors
-from lavit_jax.generate.logits import Settings
-from lavit_jax.layers.attention import KVCache
-from lavit_jax.models import llama
-from lavit_jax.vocabulary import END, Vocabulary
+from lavit_jax.generate import serving
+from lavit_jax.generate.logits import Rows
+from lavit_jax.generate.serving import Cache, Serving
+from lavit_jax.vocabulary import END
 
-# Prompts are padded to a multiple of this: other lengths reuse the program.
-BUCKET = 32
 PAD = END  # what follows the end of a sequence
 
 
-@flax.struct.dataclass
-class Generated:
-  """New ids of a batch.
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """What a program is compiled for, beside the sizes of its arguments.
 
   Attributes:
-    ids: int32[B, max_new], `PAD` after the end id.
-    lengths: int32[B] ids before the end id.
-    scores: float32[B, max_new] log-probability of each id in what it was chosen from,
-      0 after the end.
+    max_new: M, most ids of any row.
+    guided: U, rows with an unconditional stream.
+    candidates: ids that sampling ranks; 1 when every row is greedy.
+    penalized: whether a row has a repetition penalty.
   """
 
-  ids: jax.Array
-  lengths: jax.Array
-  scores: jax.Array
+  max_new: int
+  guided: int = 0
+  candidates: int = 1
+  penalized: bool = False
 
 
 @flax.struct.dataclass
-class _State:
-  """The loop's carry.
+class Prompts:
+  """A left-padded batch; P = R + U.
+
+  Attributes:
+    inputs: float[P, T, D] vectors.
+    segment_ids: int32[P, T] 1, and 0 on padding.
+    positions: int32[P, T] from 0 at the first true token.
+  """
+
+  inputs: jax.Array
+  segment_ids: jax.Array
+  positions: jax.Array
+
+
+@flax.struct.dataclass
+class State:
+  """Sequences so far.
 
   Attributes:
     step: int32[] ids chosen.
-    cache: keys and values of all rows.
-    token: int32[B] the newest id.
-    finished: bool[B].
-    ids: int32[B, max_new].
-    scores: float32[B, max_new].
+    cache: keys and values of all prompts.
+    segment_ids: int32[P, T] of the prompts.
+    token: int32[R] the newest id.
+    finished: bool[R].
+    ids: int32[R, M], `PAD` after the end id.
+    scores: float32[R, M] log-probability of each id in what it was chosen from, 0
+      after the end.
+    chosen: bool[R, V] ids so far; None without penalties.
   """
 
   step: jax.Array
-  cache: KVCache
+  cache: Cache
+  segment_ids: jax.Array
   token: jax.Array
   finished: jax.Array
   ids: jax.Array
   scores: jax.Array
+  chosen: jax.Array | None
 
 
-def bucket(length: int) -> int:
-  """The padded length of a prompt."""
-  return max(-(-length // BUCKET), 1) * BUCKET
-
-
-def generate(
-  model: llama.Llama,
-  params: Any,
-  inputs: jax.Array,
-  segment_ids: jax.Array,
-  positions: jax.Array,
-  vocabulary: Vocabulary,
-  settings: Settings,
-  keys: jax.Array,
-  unconditional: jax.Array | None = None,
-) -> Generated:
-  """Continues prompts.
+@functools.partial(jax.jit, static_argnames="shape")
+def start(
+  side: Serving, prompts: Prompts, settings: Rows, keys: jax.Array, shape: Shape
+) -> State:
+  """Reads prompts and chooses the first ids.
 
   Args:
-    model: the language model.
-    params: its parameters.
-    inputs: float[B, T, D] prompt vectors, left padded.
-    segment_ids: int32[B, T] 1, and 0 on padding.
-    positions: int32[B, T], counted from 0 at the first true token.
-    vocabulary: the joint vocabulary.
-    settings: how to choose.
-    keys: one random key per sequence, key[B]; greedy decoding ignores them.
-    unconditional: float[U, D] vectors of the unconditional prompt, for guidance.
-
-  Returns:
-    The new ids.
+    side: the model.
+    prompts: R prompts, then the unconditional ones of the first U.
+    settings: of each of the R rows.
+    keys: key[R], one per sequence; greedy rows ignore theirs.
+    shape: what this program is for.
   """
-  if settings.guidance != 1 and unconditional is None:
-    raise ValueError(
-      f"guidance {settings.guidance} needs an unconditional prompt, got none; pass the"
-      " vector of [IMG], or guidance 1"
-    )
-  missing = bucket(inputs.shape[1]) - inputs.shape[1]
-  pad = lambda x: jnp.pad(x, ((0, 0), (missing, 0)))
-  return _generate(
-    model,
-    params,
-    jnp.pad(inputs, ((0, 0), (missing, 0), (0, 0))),
-    pad(segment_ids),
-    pad(positions),
-    vocabulary,
-    settings,
-    keys,
-    None if settings.guidance == 1 else unconditional,
-  )
-
-
-@functools.partial(jax.jit, static_argnames=("model", "vocabulary", "settings"))
-def _generate(
-  model, params, inputs, segment_ids, positions, vocabulary, settings, keys, free
-):
-  batch, length = segment_ids.shape
-  if free is not None:
-    inputs, segment_ids, positions = _with_unconditional(
-      inputs, segment_ids, positions, free
-    )
-  allowed = jnp.asarray(processors.ALLOWED[settings.allowed](vocabulary))
-  first = segment_ids.sum(axis=1, dtype=jnp.int32)  # position of the first new id
-  ones = jnp.ones_like(segment_ids[:, :1])
-
-  def choose(state, logits):
-    streams = (logits, None) if free is None else (logits[:batch], logits[batch:])
-    scores = processors.process(*streams, state.step, allowed, settings)
-    return _append(state, scores, keys, settings)
-
-  def advance(state):
-    token = jnp.tile(state.token, len(first) // batch)[:, None]
-    place = (first + state.step - 1)[:, None]
-    arguments = (token, place, ones, state.cache)
-    logits, cache = model.apply({"params": params}, *arguments, method=_feed)
-    return choose(state.replace(cache=cache), logits)
-
-  def is_open(state):
-    return (state.step < settings.max_new) & ~state.finished.all()
-
-  cache = model.empty_cache(len(first), length + settings.max_new)
-  logits, cache = model.apply(
-    {"params": params}, inputs, positions, segment_ids, cache, method=_prefill
-  )
-  shape = (batch, settings.max_new)
-  start = _State(
+  row = (prompts.inputs, prompts.segment_ids, prompts.positions)
+  logits, cache = serving.prefill(side.model, side.weights, *row, shape.max_new)
+  count = len(settings.end)
+  grid = (count, shape.max_new)
+  state = State(
     step=jnp.zeros((), jnp.int32),
     cache=cache,
-    token=jnp.zeros(batch, jnp.int32),
-    finished=jnp.zeros(batch, bool),
-    ids=jnp.full(shape, PAD, jnp.int32),
-    scores=jnp.zeros(shape, jnp.float32),
+    segment_ids=prompts.segment_ids,
+    token=jnp.zeros(count, jnp.int32),
+    finished=jnp.zeros(count, bool),
+    ids=jnp.full(grid, PAD, jnp.int32),
+    scores=jnp.zeros(grid, jnp.float32),
+    chosen=jnp.zeros((count, logits.shape[-1]), bool) if shape.penalized else None,
   )
-  state = jax.lax.while_loop(is_open, advance, choose(start, logits))
-  ended = state.ids == settings.end
-  lengths = jnp.where(ended.any(1), jnp.argmax(ended, 1), settings.max_new)
-  return Generated(state.ids, lengths.astype(jnp.int32), state.scores)
+  return _choose(side, state, logits, settings, keys, shape)
 
 
-def _with_unconditional(inputs, segment_ids, positions, free):
-  """Appends a row for each prompt that holds the unconditional one, left padded."""
-  batch, length, _ = inputs.shape
-  size = free.shape[0]
-  left = lambda x: jnp.pad(x, ((length - size, 0),) + ((0, 0),) * (x.ndim - 1))
-  rows = lambda x: jnp.broadcast_to(x, (batch, *x.shape))
-  free_inputs = rows(left(free.astype(inputs.dtype)))
-  free_segments = rows(left(jnp.ones(size, segment_ids.dtype)))
-  free_positions = rows(left(jnp.arange(size, dtype=positions.dtype)))
-  join = lambda a, b: jnp.concatenate([a, b])
-  return (
-    join(inputs, free_inputs),
-    join(segment_ids, free_segments),
-    join(positions, free_positions),
-  )
+@functools.partial(jax.jit, static_argnames="shape", donate_argnames="state")
+def advance(
+  side: Serving,
+  state: State,
+  settings: Rows,
+  keys: jax.Array,
+  limit: jax.Array,
+  shape: Shape,
+) -> State:
+  """Continues until `limit` (int32[]) ids are chosen or all sequences have ended."""
 
+  def is_open(state):
+    return (state.step < limit) & ~state.finished.all()
 
-def _prefill(module, inputs, positions, segment_ids, cache):
-  """Logits float32[B, V] after the last input, and the filled cache."""
-  hidden, cache = module(inputs, positions, segment_ids, cache)
-  return module.logits(hidden[:, -1:])[:, 0], cache
-
-
-def _feed(module, token, positions, segment_ids, cache):
-  """As `_prefill` for ids int32[B, 1]."""
-  return _prefill(module, module.embed(token), positions, segment_ids, cache)
-
-
-def _append(state: _State, scores, keys, settings: Settings) -> _State:
-  """Chooses an id of each open sequence by its scores float32[B, V]."""
-  if settings.temperature:
-    draw = lambda key, row: jax.random.categorical(
-      jax.random.fold_in(key, state.step), row
+  def feed(state):
+    token = jnp.concatenate([state.token, state.token[: shape.guided]])[:, None]
+    length = state.segment_ids.shape[1]
+    slot = length + state.step - 1
+    later = jnp.broadcast_to(
+      jnp.arange(shape.max_new) < state.step, (len(token), shape.max_new)
     )
-    chosen = jax.vmap(draw)(keys, scores)
+    mask = jnp.concatenate([state.segment_ids > 0, later], axis=1)[:, None]
+    place = (state.segment_ids.sum(axis=1, dtype=jnp.int32) + state.step - 1)[:, None]
+    row = (state.cache, token, place, mask, slot)
+    logits, cache = serving.extend(side.model, side.weights, *row)
+    state = state.replace(cache=cache)
+    return _choose(side, state, logits[:, 0], settings, keys, shape)
+
+  return jax.lax.while_loop(is_open, feed, state)
+
+
+def _choose(side, state: State, logits, settings: Rows, keys, shape: Shape) -> State:
+  """Appends an id to each open sequence by its logits float32[P, V]."""
+  count = len(state.token)
+  free = logits[count:] if shape.guided else None
+  scores = processors.score(
+    logits[:count], free, state.chosen, state.step, side.vocabulary, settings
+  )
+  if shape.candidates == 1:
+    chosen, score = _best(scores)
   else:
-    chosen = jnp.argmax(scores, axis=-1)
-  log_probs = jax.nn.log_softmax(scores)
-  score = jnp.take_along_axis(log_probs, chosen[:, None], axis=1)[:, 0]
+    chosen, score = _draw(scores, state.step, settings, keys, shape.candidates)
   chosen = jnp.where(state.finished, PAD, chosen).astype(jnp.int32)
   score = jnp.where(state.finished, 0.0, score)
+  seen = state.chosen
+  if seen is not None:
+    seen = seen.at[jnp.arange(count), chosen].set(True)
+  step = state.step + 1
   return state.replace(
-    step=state.step + 1,
+    step=step,
     token=chosen,
-    finished=state.finished | (chosen == settings.end),
+    finished=state.finished | (chosen == settings.end) | (step >= settings.max_new),
     ids=state.ids.at[:, state.step].set(chosen),
     scores=state.scores.at[:, state.step].set(score),
+    chosen=seen,
   )
+
+
+def _best(scores):
+  """The likeliest ids and their log-probabilities."""
+  chosen = jnp.argmax(scores, axis=-1)
+  top = jnp.take_along_axis(scores, chosen[:, None], axis=1)[:, 0]
+  return chosen, top - jax.nn.logsumexp(scores, axis=-1)
+
+
+def _draw(scores, step, settings: Rows, keys, candidates: int):
+  """Sampled ids and their log-probabilities; rows of temperature 0 take the best."""
+  ranked, ids = processors.warp(scores, candidates, settings)
+  draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, step), row)
+  greedy = settings.temperature == 0
+  rank = jnp.where(greedy, 0, jax.vmap(draw)(keys, ranked))[:, None]
+  take = lambda x: jnp.take_along_axis(x, rank, axis=1)[:, 0]
+  best = take(ranked) - jax.nn.logsumexp(scores, axis=-1)
+  score = jnp.where(greedy, best, take(jax.nn.log_softmax(ranked)))
+  return take(ids), score

@@ -11,12 +11,14 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 from jax.sharding import Mesh
 
 from lavit_jax import sharding, train_state
 from lavit_jax.data import text
+from lavit_jax.generate import serving
 from lavit_jax.models import lavit, vit
-from lavit_jax.stages import pretrain
+from lavit_jax.stages import pretrain, tokenizing
 from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import model_directory
 
@@ -30,13 +32,16 @@ class Language:
 
   Attributes:
     model: language model, stage-2 merger and projection.
-    params: their parameters.
+    params: the parameters that make vectors: merger, vit_proj, and of llama the
+      embedding.
+    serving: the language model, laid out for generation.
     vocabulary: the joint vocabulary.
     tokenizer: the text tokenizer.
   """
 
   model: lavit.LaVIT
   params: dict[str, Any]
+  serving: serving.Serving
   vocabulary: Vocabulary
   tokenizer: text.TextTokenizer
 
@@ -75,10 +80,42 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
   spread = sharding.parameter_shardings(abstract, axes, mesh)
   part = lambda tree: {name: tree[name] for name in ("merger", "vit_proj")}
   params = model_directory.load(folder, "understanding", part(abstract), part(spread))
-  params["llama"] = model_directory.load(
+  words = model_directory.load(
     folder, "llama", abstract["llama"], spread["llama"], dtype
   )
-  return Language(model, params, vocabulary, tokenizer)
+  return make(model, params | {"llama": words}, vocabulary, tokenizer, mesh)
+
+
+def make(
+  model: lavit.LaVIT,
+  params: dict[str, Any],
+  vocabulary: Vocabulary,
+  tokenizer: text.TextTokenizer,
+  mesh: Mesh,
+) -> Language:
+  """The language side of the parameters of `models.lavit.LaVIT`."""
+  side = serving.prepare(model.llama, params["llama"], vocabulary, mesh)
+  params = params | {"llama": {"embedding": side.weights.ends["embedding"]}}
+  return Language(model, params, side, vocabulary, tokenizer)
+
+
+def vectors(
+  language: Language, coder: tokenizing.PictureCoder, shown, batch, members
+) -> jax.Array:
+  """Vectors dtype[B, T, D] of prompts: of their text, and of pictures if any.
+
+  Args:
+    language: the language side.
+    coder: the vision side.
+    shown: uint8[n, H, W, 3] pictures and bool[n, P] keep masks, or None.
+    batch: `generate.prompts.PromptBatch`.
+    members: B numbers of pictures, below 0 where a row shows none.
+  """
+  if shown is None or (batch.feature_index < 0).all():
+    return text_inputs(language, batch.tokens)
+  own = [array[np.maximum(members, 0)] for array in shown]
+  parts = (language, coder.tower, coder.frozen)
+  return picture_inputs(*parts, *own, batch.tokens, batch.feature_index)
 
 
 def text_inputs(language: Language, tokens: jax.Array) -> jax.Array:

@@ -9,11 +9,13 @@ codes everywhere.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lavit_jax import sharding, train_state
@@ -124,6 +126,22 @@ def _encode(tower, model, frozen, images, noise_ids, key):
   z = model.apply(variables, inputs, keep, method="encode")
   codes = codebook.lookup(frozen["codebook"]["embedding"], z)
   return EncodedPictures(codes, keep > 0.5, log_probs[..., 0])
+
+
+def pack_codes(
+  codes: Sequence[np.ndarray], size: int, num_codes: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Lays lists of 1 to `size` codes side by side: int32[n, size], lengths int32[n]."""
+  packed = np.zeros((len(codes), size), np.int32)
+  for row, own in enumerate(codes):
+    own = np.asarray(own, np.int32)
+    if not 1 <= len(own) <= size or ((own < 0) | (own >= num_codes)).any():
+      raise ValueError(
+        f"expected 1 to {size} codes in [0, {num_codes}), got {len(own)} codes, the"
+        f" first {own.tolist()[:5]}; give codes of this model's visual tokenizer"
+      )
+    packed[row, : len(own)] = own
+  return packed, np.array([len(own) for own in codes], np.int32)
 
 
 def decode_codes(

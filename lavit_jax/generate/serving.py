@@ -1,0 +1,317 @@
+"""The language model laid out for generation, and its pass over a cache of slots.
+
+    Llama's stacked parameters -> one array per product and layer, the products of one
+    input fused -> x dtype[P, Q, D] -> blocks over the cache -> hidden dtype[P, Q, D]
+
+A weight is read once per step whatever the batch, and reading it is what a step costs:
+so each product reads one contiguous array, and no layer is sliced from a stack (XLA on
+CPU would copy the slice). The cache holds P prompts; Q queries of a prompt (its
+tokens in prefill, its beams later) see the slots that a mask allows. Heads come before
+slots, so that attention multiplies contiguous matrices.
+"""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.sharding import Mesh
+
+from lavit_jax import sharding
+from lavit_jax.contraction import contract
+from lavit_jax.layers import norm, position
+from lavit_jax.layers.attention import MASKED
+from lavit_jax.models import llama
+from lavit_jax.sharding import constrain
+from lavit_jax.vocabulary import Vocabulary
+
+
+@flax.struct.dataclass
+class Layer:
+  """Weights of one block; K key heads, each with its G query heads.
+
+  Attributes:
+    attention_norm: float32[D].
+    qkv: dtype[D, K, G + 2, H] queries, then the key, then the value of a key head.
+    out: dtype[K, G, H, D].
+    mlp_norm: float32[D].
+    gate_up: dtype[D, 2, F].
+    down: dtype[F, D].
+  """
+
+  attention_norm: jax.Array
+  qkv: jax.Array
+  out: jax.Array
+  mlp_norm: jax.Array
+  gate_up: jax.Array
+  down: jax.Array
+
+
+@flax.struct.dataclass
+class Weights:
+  """Weights of the whole model.
+
+  Attributes:
+    ends: the parameters around the blocks: embedding, norm and head.
+    layers: one `Layer` per block.
+  """
+
+  ends: dict[str, Any]
+  layers: tuple[Layer, ...]
+
+
+@flax.struct.dataclass
+class Cache:
+  """Keys and values of all layers, dtype[P, K, S, H] each, [P K, S, H] on one device.
+
+  With one prompt XLA on CPU drops the axis P from products, which makes it copy the
+  whole cache at each write; axes that a mesh spreads cannot be merged.
+  """
+
+  key: tuple[jax.Array, ...]
+  value: tuple[jax.Array, ...]
+
+
+@flax.struct.dataclass
+class Serving:
+  """A language model that is ready to generate.
+
+  Attributes:
+    model: its sizes.
+    vocabulary: the joint vocabulary.
+    weights: its weights.
+  """
+
+  model: llama.Llama = flax.struct.field(pytree_node=False)
+  vocabulary: Vocabulary = flax.struct.field(pytree_node=False)
+  weights: Weights
+
+
+LAYER_AXES = Layer(
+  attention_norm=(None,),
+  qkv=("embed", "kv_heads", None, None),
+  out=("kv_heads", None, None, "embed"),
+  mlp_norm=(None,),
+  gate_up=("embed", None, "mlp"),
+  down=("mlp", "embed"),
+)
+END_AXES = {
+  "embedding": {"embedding": (None, "embed")},
+  "norm": {"scale": (None,)},
+  "head": {"kernel": ("embed", "vocab")},
+}
+
+
+def lay_out(model: llama.Llama, params: Any) -> Weights:
+  """Arranges the parameters of `models.llama.Llama`, norms in float32, others cast."""
+  cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(model.dtype), tree)
+  ends = {name: cast(params[name]) for name in ("embedding", "head")}
+  ends["norm"] = params["norm"]
+  block = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
+  layers = tuple(_layer(model, block(i), cast) for i in range(model.num_layers))
+  return Weights(ends, layers)
+
+
+def _layer(model: llama.Llama, block: Any, cast) -> Layer:
+  own, mlp = cast(block["attention"]), cast(block["mlp"])
+  kernel = lambda name: own[name]["kernel"]
+  query = rearrange(kernel("query"), "d (k g) h -> d k g h", k=model.num_kv_heads)
+  pair = [kernel(name)[:, :, None] for name in ("key", "value")]
+  out = rearrange(kernel("out"), "(k g) h d -> k g h d", k=model.num_kv_heads)
+  gate_up = [mlp[name]["kernel"][:, None] for name in ("gate", "up")]
+  return Layer(
+    attention_norm=block["attention_norm"]["scale"],
+    qkv=jnp.concatenate([query, *pair], axis=2),
+    out=out,
+    mlp_norm=block["mlp_norm"]["scale"],
+    gate_up=jnp.concatenate(gate_up, axis=1),
+    down=mlp["down"]["kernel"],
+  )
+
+
+def weight_shardings(model: llama.Llama, abstract: Weights, mesh: Mesh) -> Weights:
+  """The sharding of each of the weights, by the table of logical names."""
+  axes = Weights(END_AXES, (LAYER_AXES,) * model.num_layers)
+  return sharding.parameter_shardings(abstract, axes, mesh)
+
+
+@functools.cache
+def _arranger(model: llama.Llama, mesh: Mesh):
+  """One compiled program per model and mesh."""
+  arrange = functools.partial(lay_out, model)
+
+  def run(params):
+    abstract = jax.eval_shape(arrange, params)
+    shardings = weight_shardings(model, abstract, mesh)
+    return jax.lax.with_sharding_constraint(arrange(params), shardings)
+
+  return jax.jit(run)
+
+
+def prepare(
+  model: llama.Llama, params: Any, vocabulary: Vocabulary, mesh: Mesh
+) -> Serving:
+  """Lays a model out on a mesh; `params` are left as they are."""
+  with jax.set_mesh(mesh):
+    return Serving(model, vocabulary, _arranger(model, mesh)(params))
+
+
+def embed(model: llama.Llama, weights: Weights, tokens: jax.Array) -> jax.Array:
+  """Vectors dtype[P, Q, D] of int32[P, Q] ids."""
+  return model.apply({"params": weights.ends}, tokens, method="embed")
+
+
+def logits(model: llama.Llama, weights: Weights, hidden: jax.Array) -> jax.Array:
+  """float32[P, Q, V] of dtype[P, Q, D] states; padded ids are -inf."""
+  return model.apply({"params": weights.ends}, hidden, method="logits")
+
+
+def prefill(
+  model: llama.Llama,
+  weights: Weights,
+  inputs: jax.Array,
+  segment_ids: jax.Array,
+  positions: jax.Array,
+  new_slots: int,
+) -> tuple[jax.Array, Cache]:
+  """Reads prompts.
+
+  Args:
+    model: sizes.
+    weights: of `lay_out`.
+    inputs: float[P, T, D] prompt vectors, left padded.
+    segment_ids: int32[P, T] 1, and 0 on padding.
+    positions: int32[P, T], counted from 0 at the first true token.
+    new_slots: free slots to append to the cache.
+
+  Returns:
+    float32[P, V] logits after the last token, and a cache of T + `new_slots` slots.
+  """
+  length = inputs.shape[1]
+  causal = jnp.tril(jnp.ones((length, length), bool))
+  mask = causal & (segment_ids > 0)[:, None, :]
+  key, value = [], []
+
+  def own(layer, new_key, new_value):
+    slots = [(0, 0)] * (new_key.ndim - 2) + [(0, new_slots), (0, 0)]
+    key.append(_on_mesh(jnp.pad(new_key, slots)))
+    value.append(_on_mesh(jnp.pad(new_value, slots)))
+    return new_key, new_value
+
+  hidden = _blocks(model, weights, inputs, positions, mask, own)
+  last = logits(model, weights, hidden[:, -1:])[:, 0]
+  return last, Cache(tuple(key), tuple(value))
+
+
+def extend(
+  model: llama.Llama,
+  weights: Weights,
+  cache: Cache,
+  tokens: jax.Array,
+  positions: jax.Array,
+  mask: jax.Array,
+  slot: jax.Array,
+) -> tuple[jax.Array, Cache]:
+  """Feeds ids into the next slots.
+
+  Args:
+    model: sizes.
+    weights: of `lay_out`.
+    cache: keys and values so far.
+    tokens: int32[P, Q] ids.
+    positions: int32[P, Q].
+    mask: bool[P, Q, S] slots that each query sees, its own among them.
+    slot: int32[] slot of the first of the Q ids; the others follow.
+
+  Returns:
+    float32[P, Q, V] logits after each id, and the cache with them.
+  """
+  key, value = list(cache.key), list(cache.value)
+
+  def append(layer, new_key, new_value):
+    put = jax.lax.dynamic_update_slice_in_dim
+    key[layer] = _on_mesh(put(key[layer], new_key, slot, axis=-2))
+    value[layer] = _on_mesh(put(value[layer], new_value, slot, axis=-2))
+    return key[layer], value[layer]
+
+  inputs = embed(model, weights, tokens)
+  hidden = _blocks(model, weights, inputs, positions, mask, append)
+  return logits(model, weights, hidden), Cache(tuple(key), tuple(value))
+
+
+def _on_mesh(slots: jax.Array) -> jax.Array:
+  return constrain(slots, "act_batch", "act_heads", None, None)
+
+
+def _by_head(x: jax.Array) -> jax.Array:
+  """[P, K, S, H] as products want it: merged on one device."""
+  if sharding.is_partitioned():
+    return _on_mesh(x)
+  return rearrange(x, "p k s h -> (p k) s h")
+
+
+def _blocks(model, weights, x, positions, mask, store) -> jax.Array:
+  """All blocks and the final norm; `store` keeps new keys and returns those to see."""
+  x = x.astype(model.dtype)
+  normed = lambda x, scale: norm.RMSNorm(model.norm_eps).apply(
+    {"params": {"scale": scale}}, x
+  )
+  for i, layer in enumerate(weights.layers):
+    x = constrain(x, "act_batch", None, None)
+    query, key, value = _project(
+      model, layer, normed(x, layer.attention_norm), positions
+    )
+    mixed = attend(query, *store(i, key, value), mask)
+    x = x + contract("pqkgh,kghd->pqd", mixed, layer.out)
+    x = constrain(x, "act_batch", None, None)
+    both = contract("pqd,dcf->pqcf", normed(x, layer.mlp_norm), layer.gate_up)
+    both = constrain(both, "act_batch", None, None, "act_mlp")
+    hidden = jax.nn.silu(both[:, :, 0]) * both[:, :, 1]
+    x = x + contract("pqf,fd->pqd", hidden, layer.down)
+  return normed(x, weights.ends["norm"]["scale"])
+
+
+def _project(model, layer, x, positions):
+  """Turned queries dtype[P, Q, K, G, H], and keys and values as in the cache."""
+  groups = model.num_heads // model.num_kv_heads
+  qkv = contract("pqd,dkch->pqkch", x, layer.qkv)
+  qkv = constrain(qkv, "act_batch", None, "act_heads", None, None)
+  turned = position.rotate(
+    rearrange(qkv[:, :, :, : groups + 1], "p q k c h -> p q (k c) h"),
+    positions,
+    model.rope_base,
+  )
+  turned = rearrange(turned, "p q (k c) h -> p q k c h", k=model.num_kv_heads)
+  to_slots = lambda x: _by_head(rearrange(x, "p q k h -> p k q h"))
+  key, value = to_slots(turned[:, :, :, groups]), to_slots(qkv[:, :, :, groups + 1])
+  return turned[:, :, :, :groups], key, value
+
+
+def attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+) -> jax.Array:
+  """Softmax attention over slots.
+
+  Args:
+    query: dtype[P, Q, K, G, H].
+    key: dtype[P, K, S, H], or with the first axes merged.
+    value: as `key`.
+    mask: bool[P, Q, S], True where a query may look.
+
+  Returns:
+    dtype[P, Q, K, G, H].
+  """
+  prompts, count, heads, groups, _ = query.shape
+  query = query * query.shape[-1] ** -0.5
+  rows = _by_head(rearrange(query, "p q k g h -> p k (q g) h"))
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  scores = product("...rh,...sh->...rs", rows, key)
+  seen = jnp.repeat(mask, groups, axis=1) if groups > 1 else mask
+  apart = scores.reshape(prompts, heads, *scores.shape[-2:])
+  apart = jnp.where(seen[:, None], apart, MASKED)
+  weights = jax.nn.softmax(apart, axis=-1).astype(value.dtype).reshape(scores.shape)
+  mixed = jnp.einsum("...rs,...sh->...rh", weights, value)
+  mixed = mixed.reshape(prompts, heads, *mixed.shape[-2:])
+  return rearrange(mixed, "p k (q g) h -> p q k g h", q=count)
