@@ -176,7 +176,7 @@ class LaVIT:
       guidance=guidance,
     )
     asked = _texts(prompts)
-    ids = [self.prompt_ids(prompt) for prompt in asked]
+    ids = [self._prompt_ids(prompt) for prompt in asked]
     requests = [layouts.drawing(own, words) for own in ids for _ in range(n)]
     keys = tasks.drawing_keys(self.seed if seed is None else seed, ids, n)
     found = self._continue(requests, settings, keys.reshape(-1, 2))
@@ -291,7 +291,7 @@ class LaVIT:
   def _word_heads(self):
     return patch_words.load(self.folder, self.coder.tower.embed_dim, self.mesh)
 
-  def prompt_ids(self, prompt: Prompt) -> list[int]:
+  def _prompt_ids(self, prompt: Prompt) -> list[int]:
     """Ids of a prompt; a picture is its bare codes, without marks (reference, 8)."""
     words, ids = self.language.vocabulary, []
     for part in [prompt] if isinstance(prompt, str) else prompt:

@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from lavit_jax import jobs, sheet
+from lavit_jax import jobs, ranking, sheet
 from lavit_jax.api import LaVIT
 from lavit_jax.data import scenes
 from lavit_jax.generate import pixels
@@ -46,6 +46,7 @@ def define_flags() -> None:
   flags.DEFINE_string("requests", None, "JSONL file of requests (docs/generation.md).")
   flags.DEFINE_bool("stream", False, "Print a caption while it is written, greedily.")
   flags.DEFINE_integer("n", 1, "Drawings per prompt.", lower_bound=1)
+  flags.DEFINE_bool("keep_best", False, "Keep the best of n, as stage 0 sees it.")
   flags.DEFINE_float("guidance", 4.0, "Weight of the prompt; 1 is none.")
   flags.DEFINE_string("ratio", "1:1", "Width to height of what is drawn.")
   flags.DEFINE_string("size", "", "HEIGHTxWIDTH in pixels, instead of --ratio.")
@@ -100,6 +101,11 @@ def draw(model: LaVIT, given: flags.FlagValues) -> None:
   made = model.draw(
     prompts, given.ratio, given.guidance, given.n, **_sampling(model, given)
   )
+  if given.keep_best:
+    texts = [" ".join(p[len(shown) :]) for p in prompts]
+    best = ranking.keep_best(made, texts, ranking.own_scorer(model))
+    made = [picture for picture, _ in best]
+    labels = [f"{name} ({score:.3f})" for name, (_, score) in zip(names, best)]
   _write(made, labels, target, sheet.make(made, labels, max(given.n, 4)))
 
 

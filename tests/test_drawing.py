@@ -95,7 +95,12 @@ def test_a_unet_of_another_width_is_refused(folders):
 
 def given(tmp_path, **more):
   defaults = dict(
-    images=[], prompts=[], target=str(tmp_path / "out"), n=1, guidance=2.0
+    images=[],
+    prompts=[],
+    target=str(tmp_path / "out"),
+    n=1,
+    keep_best=False,
+    guidance=2.0,
   )
   defaults |= dict(ratio="1:1", size="", solver="", steps=2, pixel_guidance=1.0)
   return types.SimpleNamespace(**(defaults | more))

@@ -1,0 +1,52 @@
+"""Best of n: draws a prompt several times and keeps the picture that fits it best."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from lavit_jax import pictures
+from lavit_jax.api import LaVIT
+from lavit_jax.stages import reranking
+
+# float[n] of n pictures and n texts, larger where they fit better.
+Scorer = Callable[[Sequence[Image.Image], Sequence[str]], np.ndarray]
+
+
+def own_scorer(model: LaVIT) -> Scorer:
+  """The contrastive model of the model's own stage 0."""
+  seen, mesh = model.coder.frozen["vit"], model.mesh
+  ranker = reranking.load(model.folder, model.coder.tower, seen, mesh)
+
+  def score(made, texts):
+    ids, lengths = reranking.tokens(ranker, model.language.tokenizer, list(texts))
+    pixels = pictures.stack(list(made), model.image_size)
+    found = []
+    for first in range(0, len(pixels), model.batch_size):
+      part = slice(first, first + model.batch_size)
+      row = (pixels[part], ids[part], lengths[part])
+      found.append(np.asarray(reranking.cosines(ranker, *row)))
+    return np.concatenate(found)
+
+  return score
+
+
+def keep_best(
+  made: Sequence[Image.Image], prompts: Sequence[str], scorer: Scorer
+) -> list[tuple[Image.Image, float]]:
+  """The best drawing of each prompt, and its score.
+
+  Args:
+    made: n drawings of the first prompt, then n of the next (`LaVIT.draw`).
+    prompts: their texts.
+    scorer: `own_scorer`, or one of other weights.
+  """
+  n = len(made) // max(len(prompts), 1)
+  if not n or len(made) != n * len(prompts):
+    raise ValueError(
+      f"expected equally many drawings of each of {len(prompts)} prompts, got"
+      f" {len(made)}; draw with n of 1 or more"
+    )
+  scores = np.asarray(scorer(made, [prompt for prompt in prompts for _ in range(n)]))
+  chosen = np.arange(len(prompts)) * n + scores.reshape(-1, n).argmax(axis=1)
+  return [(made[i], float(scores[i])) for i in chosen]
