@@ -99,7 +99,7 @@ def test_one_beam_is_greedy():
 @pytest.mark.parametrize(
   "wrong, message",
   [
-    (dict(count=0), "count must be at least 1 beam, got 0"),
+    (dict(count=0), r"count must be in \[1, 32\], got 0"),
     (dict(length_penalty=float("nan")), "length_penalty must be a finite number"),
     (
       dict(settings=logits.Settings(END, "text", 4, temperature=1.0)),

@@ -62,3 +62,22 @@ def test_annotations_without_ids_leave_out_their_twins():
   assert vqa.accuracy("red", [{"answer": "red"}] * 3) == 0
   with pytest.raises(ValueError, match="at least one annotated answer"):
     vqa.accuracy("red", [])
+
+
+def test_lemmas_of_nouns_and_verbs(monkeypatch):
+  import sys
+  import types
+
+  from lavit_jax.evaluate import lemmas
+
+  monkeypatch.setitem(sys.modules, "spacy", None)
+  with pytest.raises(ValueError, match="expected spaCy with its model en_core_web_sm"):
+    lemmas.load_lemmatizer()
+  kinds = {"dogs": ("NOUN", "dog"), "running": ("VERB", "run"), "best": ("ADJ", "good")}
+  word = lambda text: types.SimpleNamespace(
+    text=text, pos_=kinds[text][0], lemma_=kinds[text][1]
+  )
+  read = lambda text: [word(own) for own in text.split()]
+  stand_in = types.SimpleNamespace(load=lambda name: read)
+  monkeypatch.setitem(sys.modules, "spacy", stand_in)
+  assert lemmas.load_lemmatizer()("Best dogs  running") == "best dog run"

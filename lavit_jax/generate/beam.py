@@ -25,6 +25,7 @@ from lavit_jax.generate.decode import PAD, Prompts
 from lavit_jax.generate.logits import Rows, Settings
 from lavit_jax.generate.serving import Cache, Serving
 
+MAX_BEAMS = 32  # each sees the slots of all others
 NEVER = -1e9  # score of the beams that do not exist at the first step
 
 
@@ -53,7 +54,7 @@ class Beams:
 
   def __post_init__(self):
     processors.check(
-      count=(self.count, self.count >= 1, "at least 1 beam"),
+      count=(self.count, 1 <= self.count <= MAX_BEAMS, f"in [1, {MAX_BEAMS}]"),
       length_penalty=(
         self.length_penalty,
         bool(np.isfinite(self.length_penalty)),
