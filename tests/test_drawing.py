@@ -123,7 +123,9 @@ def test_infer_writes_pictures_and_a_sheet(model, tmp_path, capsys):
 
 def test_the_keys_of_pictures_are_their_own():
   names = np.array([3, 5], np.uint32)
-  keys = api._keys(jax.random.key(0), names, np.zeros_like(names))
-  again = api._keys(jax.random.key(0), names[::-1].copy(), np.zeros_like(names))
+  keys = api.tasks.fold_keys(jax.random.key(0), names, np.zeros_like(names))
+  again = api.tasks.fold_keys(
+    jax.random.key(0), names[::-1].copy(), np.zeros_like(names)
+  )
   data = lambda key: jax.random.key_data(key)
   np.testing.assert_array_equal(data(keys[0]), data(again[1]))
