@@ -288,7 +288,7 @@ def test_a_mesh_gives_the_same_replies():
 def test_grouped_queries_are_laid_out_with_their_key_heads():
   import test_llama
 
-  model, params = test_llama.small()
+  model, params = test_llama.small(rope_scaling=(8.0, 1.0, 4.0, 16.0))
   mesh = sharding.make_mesh({}, jax.devices()[:1])
   side = serving.prepare(model, params, Vocabulary(10, 8), mesh)
   tokens = np.random.default_rng(0).integers(0, 20, (2, 7)).astype(np.int32)

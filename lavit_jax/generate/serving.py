@@ -282,6 +282,7 @@ def _project(model, layer, x, positions):
     rearrange(qkv[:, :, :, : groups + 1], "p q k c h -> p q (k c) h"),
     positions,
     model.rope_base,
+    model.rope_scaling,
   )
   turned = rearrange(turned, "p q (k c) h -> p q k c h", k=model.num_kv_heads)
   to_slots = lambda x: _by_head(rearrange(x, "p q k h -> p k q h"))
