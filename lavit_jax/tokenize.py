@@ -20,7 +20,7 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from lavit_jax import sharding
+from lavit_jax import hosts, sharding
 from lavit_jax.data import images, loading, records, shards, text, token_figures
 from lavit_jax.stages import tokenizing
 
@@ -203,6 +203,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
   try:
+    hosts.start()
     found = run(
       MODEL.value,
       DATA.value,

@@ -65,3 +65,6 @@ def patch_features(tower: vit.VisionTransformer, frozen: Any, images: jax.Array)
   """Raw patch features float[B, P, D] of u8[B, H, W, 3] pictures, without gradient."""
   features = tower.apply({"params": frozen["vit"]}, vit.normalize(images))
   return jax.lax.stop_gradient(features[:, 1:])
+
+
+features = jax.jit(patch_features, static_argnames="tower")
