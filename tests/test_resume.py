@@ -122,7 +122,7 @@ def test_sigterm_saves_exits_0_and_resuming_compiles_nothing(
   assert (tmp_path / "run/checkpoints" / str(stop_at) / "checksums.json").is_file()
   with contextlib.closing(compile_cache.Counter()) as counter:
     train.run(language_config(), str(tmp_path / "run"))
-  assert counter.requested > 3 and counter.compiled == 0
+  assert counter.requested > 0 and counter.compiled == 0
   assert_resumed(language_run, tmp_path / "run")
 
 
