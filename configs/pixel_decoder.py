@@ -14,7 +14,7 @@ from configs import common
 from lavit_jax import optimizer
 from lavit_jax.diffusion import schedule
 from lavit_jax.generate import pixels
-from lavit_jax.models import patch_latents, unet
+from lavit_jax.models import patch_latents, unet, vae
 
 
 def get_config(variant: str = "sd15"):
@@ -32,6 +32,7 @@ def get_config(variant: str = "sd15"):
     accumulate=8,
     model=dict(
       unet=unet.VARIANTS[variant],
+      vae=vae.VARIANTS["sdxl" if variant == "sdxl" else "sd15"],
       # Widths of the two projections and of the pooled vector, see feature_decoder.py.
       head=dict(condition_dim=768),
     ),
@@ -57,6 +58,7 @@ def get_config(variant: str = "sd15"):
   if variant == "tiny":
     config.model.head = dict(condition_dim=config.model.unet.context_dim)
     # A fixed transform stands for the VAE, see models/patch_latents.py.
+    del config.model.vae
     config.model.patch_latents = patch_latents.VARIANTS["tiny"]
     config.update(dict(num_steps=1300, batch_size=16, accumulate=1, ema_decay=0.99))
     config.ratios = {"1:1": (64, 64)}

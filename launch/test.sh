@@ -12,4 +12,5 @@ enter_environment test
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ruff format --check .
 ruff check .
-exec pytest "$@"
+# Compiling keeps one core busy, so two files run side by side.
+exec pytest --numprocesses=2 --dist=loadfile "$@"

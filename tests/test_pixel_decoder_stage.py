@@ -167,7 +167,6 @@ def test_batches_hold_one_picture_size():
 @pytest.mark.parametrize("variant", ["sd15", "sdxl"])
 def test_the_full_size_step_has_shapes(variant):
   config = config_file.get_config(variant)
-  config.model.vae = pixel_decoder.vae.VARIANTS[variant]
   config.update(dict(accumulate=2, batch_size=4))
   modules = pixel_decoder.Modules(config)
   abstract, _ = train_state.abstract_params(modules.init(256, 1408))

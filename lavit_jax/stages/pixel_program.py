@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from lavit_jax import optimizer, sharding, train_state
-from lavit_jax.models import vae, visual_tokenizer
+from lavit_jax.models import visual_tokenizer
 from lavit_jax.stages import base, pixel_decoder, pixel_parts
 
 TIME_IDS = 6  # sizes and crop that the SDXL type is told
@@ -24,11 +24,7 @@ def step(
     Model, state and step; frozen parts as shapes; the fields of a batch row as (dtype,
     *shape); patches of a picture.
   """
-  config = ml_collections.ConfigDict(config)
   is_tiny = "patch_latents" in config.model
-  if not is_tiny and "vae" not in config.model:
-    kind = "sdxl" if config.model.unet.pooled_dim else "sd15"
-    config.model.vae = vae.VARIANTS[kind]
   modules = pixel_decoder.Modules(config)
   sizes = visual_tokenizer.VARIANTS["tiny" if is_tiny else "lavit"]
   coder = visual_tokenizer.VisualTokenizer(
