@@ -30,8 +30,11 @@ PACKAGES = (
 )
 VARIABLES = ("JAX_", "XLA_FLAGS", "LIBTPU_", "TPU_", "MEGASCALE_", "SLURM_NTASKS")
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Stage config to look at.")
-WORKDIR = flags.DEFINE_string("workdir", "", "Run directory to look at.")
+
+def define_flags() -> None:
+  """Defines the flags, in this program only: `train` has flags of these names."""
+  config_flags.DEFINE_config_file("config", None, "Stage config to look at.")
+  flags.DEFINE_string("workdir", "", "Run directory to look at.")
 
 
 def versions() -> Iterator[str]:
@@ -128,11 +131,13 @@ def main(argv: list[str]) -> None:
     hosts.start()
   except ValueError as error:
     sys.exit(f"error: {error}")
-  found = [*machines(), *paths(CONFIG.value, WORKDIR.value)]
-  if CONFIG.value is not None:
-    found += data(CONFIG.value)
+  config = flags.FLAGS.config
+  found = [*machines(), *paths(config, flags.FLAGS.workdir)]
+  if config is not None:
+    found += data(config)
   print("\n".join(found))
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)

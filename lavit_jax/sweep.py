@@ -28,7 +28,9 @@ from lavit_jax.stages import programs
 
 LAYOUTS = flags.DEFINE_list("layouts", [], "Layouts such as 1x8x1x1; all when empty.")
 STEPS = flags.DEFINE_integer("steps", 5, "Steps to measure, after one that compiles.")
-TOPOLOGY = flags.DEFINE_string("topology", "", "Pod for the predictions of plan.")
+TOPOLOGY = flags.DEFINE_string(
+  "topology", "", "Pod for the predictions of plan.", allow_override=True
+)  # plan has a flag of this name too
 
 
 def layouts(count: int) -> list[dict[str, int]]:

@@ -255,7 +255,7 @@ REPLICATED = "Involuntary full rematerialization"
     (language_text, (2, 4, 1, 1)),
     (tokenizer_text, (2, 4, 1, 1)),
   ],
-  ids=str,
+  ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_no_collective_has_a_feature_shape(text_of, shape, capfd):
   found = collective_shapes(text_of(shape))

@@ -15,7 +15,7 @@ SIZES = ("small", "large")
 BACKGROUNDS = ("dark", "bright", "gradient", "stripes", "noise")
 SPLITS = ("train", "test", "novel")
 CELLS = 3
-COUNT_SHARES = (0.07, 0.24, 0.15, 0.13, 0.13, 0.14, 0.14)
+COUNT_SHARES = (0.06, 0.20, 0.11, 0.13, 0.15, 0.17, 0.18)
 MAX_OBJECTS = len(COUNT_SHARES) - 1
 JITTER_STEP, JITTER_STEPS = 0.2, 3  # the center moves by up to 3 steps of 0.2 px
 
