@@ -60,7 +60,7 @@ def get_config(variant: str = "sd15"):
     # A fixed transform stands for the VAE, see models/patch_latents.py.
     del config.model.vae
     config.model.patch_latents = patch_latents.VARIANTS["tiny"]
-    config.update(dict(num_steps=1300, batch_size=16, accumulate=1, ema_decay=0.99))
+    config.update(dict(num_steps=1100, batch_size=16, accumulate=1, ema_decay=0.99))
     config.ratios = {"1:1": (64, 64)}
     config.sampling.update(dict(steps=10, guidance=2.0, solver="dpm"))
     # At high noise, where the condition decides, epsilon gives it next to no weight.

@@ -62,7 +62,7 @@ def get_config(variant: str = "tiny"):
     ),
   )
   if variant == "tiny":
-    config.update(dict(num_steps=1280, batch_size=8, accumulate=1, loss_chunks=1))
+    config.update(dict(num_steps=1230, batch_size=8, accumulate=1, loss_chunks=1))
     config.model = llama.VARIANTS["tiny"]
     config.data.update(dict(row_length=192, plan_rows=10_240, eval_rows=128))
     config.data.mixture = dict(caption=0.19, answer=0.50, text_image=0.28, text=0.03)
