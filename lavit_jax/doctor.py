@@ -86,7 +86,8 @@ def paths(config: ml_collections.ConfigDict | None, workdir: str) -> Iterator[st
   named = {}
   if config is not None:
     named = {"init_from": config.get("init_from", "")}
-    named |= {f"data.{name}": value for name, value in config.data.items()}
+    folders = ("train", "eval", "text_tokenizer")
+    named |= {f"data.{name}": config.data.get(name, "") for name in folders}
   for name, value in named.items():
     if isinstance(value, str) and value:
       yield f"{name}: {reach(value)}"

@@ -221,7 +221,8 @@ def test_a_full_disk_is_told_at_the_next_step(small_disk):
   saved = opened(small_disk)
   saved.save(1, state(1 << 17), {})
   saved.wait()
-  message = "of step 2 .* No space left on device.* newest whole one is of step 1: make"
+  reason = "(No space left|RESOURCE_EXHAUSTED)"
+  message = f"of step 2 .*{reason}.* newest whole one is of step 1: make"
   with pytest.raises(ValueError, match=message) as error:
     saved.save(2, state(1 << 21), {})
     while True:

@@ -29,6 +29,7 @@ MESHES = {
 def tiny(stage: str, mesh: str, **changes):
   """The tiny variant with looped, recomputed layers, as the full size has them."""
   config = CONFIGS[stage].get_config("tiny")
+  config.optimizer.name = "adamw"  # the formula has no products of an optimizer
   config.mesh.update(dict(data=1, fsdp=1, sequence=1, tensor=1))
   config.update(dict(unroll=1, remat="full", batch_size=16, accumulate=2))
   config.mesh.update(MESHES[mesh])

@@ -191,8 +191,9 @@ def test_frozen_parts_hold_no_optimizer_state(stage):
   trained = train_state.count(stage.abstract.params)
   assert set(stage.abstract.params) == {"llama", "merger", "vit_proj"}
   assert set(stage.frozen) == {"vit", "whitening"}
-  scalars = train_state.count(stage.abstract.opt_state) - 2 * trained
-  assert 0 <= scalars < 5
+  # Muon keeps one moment of each kernel, AdamW two of everything else.
+  moments = train_state.count(stage.abstract.opt_state)
+  assert trained < moments < 2 * trained + 5
   assert {leaf.dtype for leaf in jax.tree.leaves(stage.abstract.params)} == {
     jnp.dtype("float32")
   }

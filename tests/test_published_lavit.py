@@ -40,8 +40,9 @@ def test_published_directory_loads_as_it_is_on_any_mesh(folders):
   own, other = (model.language for model in models)
   assert own.vocabulary == other.vocabulary
   jax.tree.map(np.testing.assert_array_equal, own.params, jax.device_get(other.params))
-  kernel = other.params["llama"]["blocks"]["mlp"]["up"]["kernel"]
-  assert kernel.addressable_shards[0].data.size * 8 == kernel.size
+  leaves = jax.tree.leaves(other.params["llama"])
+  largest = max(leaves, key=lambda leaf: leaf.size)
+  assert largest.addressable_shards[0].data.size < largest.size
   assert own.tokenizer.checksum == other.tokenizer.checksum
 
 

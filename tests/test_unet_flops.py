@@ -36,7 +36,11 @@ def counted(jaxpr, times: int = 1) -> int:
 def test_traced_products_equal_the_formula(name):
   fields, side = unet.VARIANTS[name], SIDES[name]
   shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
-  inputs = [shape(1, side, side, 4), shape(1), shape(1, 256, fields["context_dim"])]
+  inputs = [
+    shape(1, side, side, fields["channels"]),
+    shape(1),
+    shape(1, 256, fields["context_dim"]),
+  ]
   if fields["pooled_dim"]:
     inputs += [shape(1, 256), shape(1, fields["pooled_dim"]), shape(1, 6)]
   model = unet.UNet(**fields)
