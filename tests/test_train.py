@@ -101,7 +101,7 @@ def test_checkpoint_of_another_configuration(language_run, language_config):
   config.model.mlp_dim = 80
   config.log_every = 3  # may change
   message = (
-    r"another configuration \(model.mlp_dim: 96 -> 80; optimizer.learning_rate: 0.002"
+    r"another configuration \(model.mlp_dim: 96 -> 80; optimizer.learning_rate: 0.003"
     r" -> 0.5\); restore those values or choose a new --workdir"
   )
   refused(config, language_run, message)
