@@ -1,6 +1,6 @@
 """Compiles MaxText's LLaMA-7B step for absent chips; runs in MaxText's environment.
 
-  python3.12 -m venv maxtext && maxtext/bin/pip install maxtext jinja2 sympy
+  python3.12 -m venv maxtext && maxtext/bin/pip install maxtext==0.2.4 jinja2 sympy
   maxtext/bin/pip install "jax[tpu]==0.10.2"      # the same compiler on both sides
   maxtext/bin/python benchmarks/maxtext_program.py v5e-64 4 OUT
 
@@ -27,6 +27,7 @@ ARGUMENTS = (
   "enable_checkpointing=false",
   "ici_fsdp_parallelism=64",
   "vocab_size=48512",
+  "override_model_config=true",
   "remat_policy=full",
   "attention=flash",
   "compile_topology_num_slices=1",

@@ -66,8 +66,7 @@ def make(
   """
   if config.stage not in programs.STEPS:
     raise ValueError(
-      f"expected a stage of {sorted(programs.STEPS)} to plan, got {config.stage!r}; it"
-      " has no full-size variant"
+      f"expected a stage of {sorted(programs.STEPS)} to plan, got {config.stage!r}"
     )
   mesh = pod_mesh(config, pod)
   if kind == "train":
@@ -139,6 +138,7 @@ def _compile(config, pod: Topology, program, found, lowered) -> dict[str, Any]:
   plan |= {
     "predicted": summary.prediction(times, pod, *volume, model_flops),
     "compile_seconds": compiled.seconds,
+    "compile_cpu_seconds": compiled.cpu_seconds,
     "compile_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   }
   if figures["total"] > pod.chip.memory:

@@ -6,13 +6,14 @@ import json
 import jax
 import pytest
 
-from configs import pixel_decoder, pretrain, visual_tokenizer
+from configs import contrastive, pixel_decoder, pretrain, visual_tokenizer
 from lavit_jax import plan, sharding
 from lavit_jax.planning import compiling, cost, summary, topology, traced
 from lavit_jax.stages import programs, serving_programs
 from lavit_jax.vocabulary import Vocabulary
 
 CONFIGS = {
+  "contrastive": contrastive,
   "pretrain": pretrain,
   "visual_tokenizer": visual_tokenizer,
   "pixel_decoder": pixel_decoder,
@@ -31,7 +32,8 @@ def tiny(stage: str, mesh: str, **changes):
   config = CONFIGS[stage].get_config("tiny")
   config.optimizer.name = "adamw"  # the formula has no products of an optimizer
   config.mesh.update(dict(data=1, fsdp=1, sequence=1, tensor=1))
-  config.update(dict(unroll=1, remat="full", batch_size=16, accumulate=2))
+  accumulate = 1 if stage == "contrastive" else 2  # it compares a whole batch
+  config.update(dict(unroll=1, remat="full", batch_size=16, accumulate=accumulate))
   config.mesh.update(MESHES[mesh])
   config.update_from_flattened_dict(changes)
   return config

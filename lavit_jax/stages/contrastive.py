@@ -78,19 +78,23 @@ def make_step(model: clip.Clip, tx: Any, words: dict[str, float], word_weight: f
   return step
 
 
-def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
-  """Assembles the stage: one micro-batch, since the loss compares the whole batch."""
+def assemble(
+  config: ml_collections.ConfigDict, mesh: Mesh, text_size: int
+) -> base.Assembled:
+  """Makes model, state and step: one micro-batch, as the loss compares a whole batch.
+
+  Args:
+    config: stage config.
+    mesh: the mesh.
+    text_size: ids of the text tokenizer.
+  """
   if config.accumulate != 1:
     raise ValueError(
       f"stage 0 compares a whole batch at once: expected accumulate 1, got"
       f" {config.accumulate}"
     )
-  tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
-  model = make_model(config, tokenizer.text_size)
-  sizes = config.model
-  size = sizes.vit.image_size
-  num_patches = (size // sizes.vit.patch_size) ** 2
-  length = sizes.text.max_length
+  model, sizes = make_model(config, text_size), config.model
+  size, length = sizes.vit.image_size, sizes.text.max_length
 
   def init(key):
     image = jnp.zeros((1, size, size, 3))
@@ -105,6 +109,17 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   weights = {kind: entry.background_weight for kind, entry in config.words.items()}
   step = base.jitted(make_step(model, tx, weights, config.word_weight), shardings)
+  return base.Assembled(model, abstract, shardings, initial, lambda number: step)
+
+
+def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
+  """Assembles the stage on prepared shards."""
+  tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
+  made = assemble(config, mesh, tokenizer.text_size)
+  model, shardings = made.model, made.shardings
+  size, length = config.model.vit.image_size, config.model.text.max_length
+  num_patches = (size // config.model.vit.patch_size) ** 2
+  weights = dict(config.words)
   item = items.captioned(tokenizer, size, length, num_patches, list(weights))
   source, held_out = (
     pipeline.Map(pipeline.Pictures(records.Records(folder)), item)
@@ -116,7 +131,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     return feed.device_batches(source, config, mesh, position)
 
   def warm(seed):
-    state = initial(seed)
+    state = made.initial(seed)
     if config.warm_start:
       state = warm_start.encoder(state, shardings, config)
     return state
@@ -134,12 +149,12 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   return base.Stage(
     mesh=mesh,
-    abstract=abstract,
+    abstract=made.abstract,
     shardings=shardings,
     initial=warm,
     frozen=None,
     frozen_names={},
-    step=lambda number: step,
+    step=made.step,
     batches=batches,
     before_step=lambda state, number: state,
     evaluate=evaluate,

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from lavit_jax import sharding
 from lavit_jax.data import mixture
 from lavit_jax.models import llama, visual_tokenizer, vit
-from lavit_jax.stages import base, frozen_parts, pixel_program, pretrain
+from lavit_jax.stages import base, contrastive, frozen_parts, pixel_program, pretrain
 from lavit_jax.stages import visual_tokenizer as stage_1
 from lavit_jax.vocabulary import Vocabulary
 
@@ -115,6 +115,31 @@ def images_per_row(data: ml_collections.ConfigDict) -> int:
   return mixture.image_slots(weights, means, data.row_length)
 
 
+def contrastive_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
+  """The train step of stage 0, which has toy sizes only."""
+  check_batch(config, mesh)
+  made = contrastive.assemble(config, mesh, TEXT_IDS)
+  tower, size = config.model.vit, config.batch_size
+  patches = (tower.image_size // tower.patch_size) ** 2
+  batch = rows_of(
+    mesh,
+    size,
+    image=(jnp.uint8, tower.image_size, tower.image_size, 3),
+    tokens=(jnp.int32, config.model.text.max_length),
+    length=(jnp.int32,),
+    **{kind: (jnp.uint8, patches) for kind in config.words},
+  )
+  return Program(
+    name="contrastive",
+    function=made.step(0),
+    arguments=_train_arguments(made, None, batch, mesh),
+    mesh=mesh,
+    examples=size,
+    tokens=size * patches,
+    images=size,
+  )
+
+
 def language_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   """The train step of stage 2."""
   check_batch(config, mesh)
@@ -189,6 +214,7 @@ def _train_arguments(made: base.Assembled, frozen, batch, mesh) -> dict[str, Any
 
 
 STEPS = {
+  "contrastive": contrastive_step,
   "pretrain": language_step,
   "visual_tokenizer": tokenizer_step,
   "pixel_decoder": pixel_step,
