@@ -6,6 +6,7 @@
     export llama  --source=models/llama       --target=exports/llama --dtype=bfloat16
 
     import diffusion --source=stable-diffusion-v1-5 --target=models/sd15
+    import openai_clip --source=clip-vit-large-patch14 --target=models/clip
     verify lavit  --source=LaVIT-7B-v2        --target=models/lavit
 
 `import` makes a model directory of published weights; --base=DIR takes over the other
@@ -31,13 +32,14 @@ from lavit_jax.weights import (
   llama,
   model_card,
   model_directory,
+  openai_clip,
   parity,
   pixel_folders,
   torch_side,
 )
 from lavit_jax.weights.part import Part
 
-KINDS = (*eva.LAYOUTS, "llama", "lavit", "diffusion")
+KINDS = (*eva.LAYOUTS, "llama", "lavit", "diffusion", openai_clip.PART)
 DONE = {"import": "imported to", "export": "exported to", "verify": "verified"}
 CERTIFICATE, CARD = "parity.json", "README.md"
 SUFFIXES = {"bin": files.TORCH, "safetensors": files.SAFETENSORS}
@@ -70,6 +72,8 @@ def read_published(
   source = pathlib.Path(source)
   if kind in eva.LAYOUTS:
     return {"vit": eva.read(files.open_file(source), num_heads, kind)}
+  if kind == openai_clip.PART:
+    return {openai_clip.PART: openai_clip.read(source)}
   if not source.is_dir():
     raise ValueError(f"expected a folder for {kind}, found none at {source}")
   if kind == "llama":
@@ -85,8 +89,10 @@ def read_published(
   return lavit_directory.read(source)
 
 
-def text_tokenizer_of(source: str | os.PathLike) -> pathlib.Path | None:
-  """The folder of a published model that holds its text tokenizer."""
+def text_tokenizer_of(kind: str, source: str | os.PathLike) -> pathlib.Path | None:
+  """The folder of published weights of a kind that holds their text tokenizer."""
+  if kind == openai_clip.PART:
+    return openai_clip.text_tokenizer_of(pathlib.Path(source))
   for folder in (pathlib.Path(source), pathlib.Path(source) / lavit_directory.LANGUAGE):
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
       return folder
@@ -110,8 +116,13 @@ def import_model(
     num_heads: see `read_published`.
   """
   target = files.check_new(target)
+  if base is not None and kind == openai_clip.PART:
+    raise ValueError(
+      f"expected no --base for {kind}, got {base}: its text tokenizer is not that of a"
+      " language model; import it alone"
+    )
   parts = read_published(kind, source, num_heads)
-  words = text_tokenizer_of(source)
+  words = text_tokenizer_of(kind, source)
   model_directory.save(target, parts, base=base, text_tokenizer=words)
 
 
@@ -127,38 +138,54 @@ def export_model(
   Args:
     kind: one of `KINDS`.
     source: model directory.
-    target: new file (an encoder) or folder.
+    target: new file (an encoder; OpenAI's own layout of CLIP) or folder.
     suffix: ".bin" or ".safetensors", for folders.
     dtype: stored dtype, None for that of the source.
   """
   target = files.check_new(target)
-  manifest = model_directory.read_manifest(source)
-  if kind == "lavit":
-    parts = {
-      name: model_directory.read_part(source, name) for name in manifest["parts"]
-    }
-    _check_lavit(source, parts)
-    with files.appearing(target) as folder:
-      lavit_directory.write(parts, folder, suffix, dtype)
-      _add_card(kind, source, parts, folder)
-      _add_text_tokenizer(source, folder / lavit_directory.LANGUAGE)
-    return
-  if kind == "diffusion":
-    names = [n for n in ("unet", "vae", "scheduler") if n in manifest["parts"]]
-    parts = {name: model_directory.read_part(source, name) for name in names}
-    with files.appearing(target) as folder:
-      pixel_folders.write(parts, folder, suffix, dtype)
-      _add_card(kind, source, parts, folder)
-    return
-  part = model_directory.read_part(source, "llama" if kind == "llama" else "vit")
-  if kind == "llama":
-    with files.appearing(target) as folder:
-      llama.write(part, folder, suffix, dtype)
-      _add_card(kind, source, {"llama": part}, folder)
-      _add_text_tokenizer(source, folder)
-  else:
+  if kind in eva.LAYOUTS:
+    part = model_directory.read_part(source, "vit")
     with files.appearing_file(target) as file:
       files.write_file(file, files.stored_as(eva.write(part, kind), dtype))
+  elif kind == openai_clip.PART and files.is_file_name(target):
+    part = model_directory.read_part(source, kind)
+    with files.appearing_file(target) as file:
+      openai_clip.write_file(part, file, dtype)
+  else:
+    parts = _exported_parts(kind, source)
+    with files.appearing(target) as folder:
+      _write_folder(kind, parts, folder, suffix, dtype)
+      card = model_card.text(kind, pathlib.Path(source), parts)
+      (folder / CARD).write_text(card)
+      if kind != "diffusion":
+        inside = lavit_directory.LANGUAGE if kind == "lavit" else "."
+        _add_text_tokenizer(source, folder / inside)
+
+
+def _exported_parts(kind: str, source) -> dict[str, Part]:
+  """The parts of a model directory that a kind of folder holds."""
+  present = model_directory.read_manifest(source)["parts"]
+  names = {"diffusion": ("unet", "vae", "scheduler"), "lavit": tuple(present)}
+  if kind in names:
+    wanted = [name for name in names[kind] if name in present]
+  else:
+    wanted = [kind]
+  parts = {name: model_directory.read_part(source, name) for name in wanted}
+  if kind == "lavit":
+    _check_lavit(source, parts)
+  return parts
+
+
+def _write_folder(kind: str, parts, folder: pathlib.Path, *how) -> None:
+  """Writes parts in the layout of a kind; `how` is the suffix and the dtype."""
+  if kind == "lavit":
+    lavit_directory.write(parts, folder, *how)
+  elif kind == "diffusion":
+    pixel_folders.write(parts, folder, *how)
+  elif kind == "llama":
+    llama.write(parts[kind], folder, *how)
+  else:
+    openai_clip.write_folder(parts[kind], folder, *how)
 
 
 def _check_lavit(source, parts: Mapping[str, Part]) -> None:
@@ -168,11 +195,6 @@ def _check_lavit(source, parts: Mapping[str, Part]) -> None:
       f"expected a model directory with a visual tokenizer at {source}, got one without"
       f" {sorted(missing)}; export the encoder or the language model alone"
     )
-
-
-def _add_card(kind: str, source, parts: Mapping[str, Part], folder) -> None:
-  card = model_card.text(kind, pathlib.Path(source), parts)
-  (folder / CARD).write_text(card)
 
 
 def _add_text_tokenizer(source, folder: pathlib.Path) -> None:
@@ -208,31 +230,36 @@ def verify(
     runs = _torch_runs(kind, pathlib.Path(source), published)
   else:
     print("torch is not installed: the published side runs through our own reader")
-  records = parity.compare(parts, published, runs)
-  for record in records:
-    print(
-      f"{record['module']}: largest deviation {record['largest_deviation']:.1e} of"
-      f" values up to {record['largest_value']:.3g}, other side {record['other_side']}"
-    )
   certificate = {
     "kind": kind,
     "source": str(source),
     "torch": bool(runs),
     "tolerance": parity.TOLERANCE,
-    "modules": records,
+    "modules": parity.compare(parts, published, runs),
     "different_tensors": parity.different_tensors(parts, published),
     "damaged_files": model_directory.damaged_files(target),
     "checksums": model_directory.read_manifest(target)["parts"],
   }
   files.write_json(pathlib.Path(target) / CERTIFICATE, certificate)
+  _report(certificate, target)
+  return certificate
+
+
+def _report(certificate: Mapping[str, Any], target) -> None:
+  """Prints the deviations of every module, and complains about what differs."""
+  records = certificate["modules"]
+  for record in records:
+    print(
+      f"{record['module']}: largest deviation {record['largest_deviation']:.1e} of"
+      f" values up to {record['largest_value']:.3g}, other side {record['other_side']}"
+    )
   wrong = [record["module"] for record in records if not record["passed"]]
   wrong += certificate["different_tensors"] + certificate["damaged_files"]
   if wrong:
     raise ValueError(
-      f"expected {target} to compute what {source} computes, but these differ: {wrong};"
-      " import it again"
+      f"expected {target} to compute what {certificate['source']} computes, but these"
+      f" differ: {wrong}; import it again"
     )
-  return certificate
 
 
 def _torch_runs(kind: str, source: pathlib.Path, published: Mapping[str, Part]):
@@ -243,6 +270,8 @@ def _torch_runs(kind: str, source: pathlib.Path, published: Mapping[str, Part]):
     return torch_side.language(source, published["llama"].config)
   if kind == "diffusion":
     return torch_side.pixels(source, published)
+  if kind == openai_clip.PART:
+    return torch_side.openai_clip(source, published[kind])
   return torch_side.lavit(source, published)
 
 

@@ -7,6 +7,8 @@ They exist because a contrastive loss alone does not learn shape in minutes; wha
 is read from these features later has seen those labels.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -41,24 +43,26 @@ class ClipOutput:
   words: dict[str, jax.Array]
 
 
-class TextBlock(nn.Module):
-  """A causal pre-norm block.
+class Block(nn.Module):
+  """A pre-norm block of either tower.
 
   Attributes:
     num_heads: N.
     head_dim: H.
     mlp_dim: F.
     dtype: compute dtype.
+    activation: between the two maps of its MLP.
   """
 
   num_heads: int
   head_dim: int
   mlp_dim: int
   dtype: str = "bfloat16"
+  activation: Callable[[jax.Array], jax.Array] = mlp.gelu
 
   @nn.compact
   def __call__(self, x, mask):
-    """Maps dtype[B, T, D] under mask bool[B, T, T]."""
+    """Maps dtype[B, T, D] under mask bool[B, T, T]; None looks everywhere."""
     dim = x.shape[-1]
     qkv = linear.Einsum(
       "btd,dcnh->btcnh",
@@ -78,7 +82,7 @@ class TextBlock(nn.Module):
       name="out",
     )
     x = x + out(attention.attend(query, key, value, mask))
-    x = x + mlp.Mlp(self.mlp_dim, self.dtype, name="mlp")(
+    x = x + mlp.Mlp(self.mlp_dim, self.dtype, self.activation, name="mlp")(
       norm.LayerNorm(1e-5, name="norm2")(x)
     )
     return x, None
@@ -98,6 +102,7 @@ class TextTower(nn.Module):
     output_dim: E.
     dtype: compute dtype.
     unroll: layers per scan step.
+    activation: of its blocks.
   """
 
   vocab_size: int
@@ -110,6 +115,7 @@ class TextTower(nn.Module):
   output_dim: int
   dtype: str = "bfloat16"
   unroll: int = 1
+  activation: Callable[[jax.Array], jax.Array] = mlp.gelu
 
   @nn.compact
   def __call__(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -125,10 +131,9 @@ class TextTower(nn.Module):
     x = x + table[: tokens.shape[1]].astype(self.dtype)
     segment_ids = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
     mask = sequence.packed_mask(segment_ids, segment_ids)
-    blocks = stack.layers(TextBlock, self.num_layers, unroll=self.unroll, broadcast=1)
-    x, _ = blocks(
-      self.num_heads, self.head_dim, self.mlp_dim, self.dtype, name="blocks"
-    )(x, mask)
+    blocks = stack.layers(Block, self.num_layers, unroll=self.unroll, broadcast=1)
+    sizes = (self.num_heads, self.head_dim, self.mlp_dim)
+    x, _ = blocks(*sizes, self.dtype, self.activation, name="blocks")(x, mask)
     x = norm.LayerNorm(1e-5, name="norm")(x)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     x = jnp.take_along_axis(x, last, axis=1)  # [B, 1, D]

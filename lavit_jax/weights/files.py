@@ -29,6 +29,11 @@ def open_file(path: str | os.PathLike) -> dict[str, Tensor]:
   )
 
 
+def is_file_name(path: pathlib.Path) -> bool:
+  """True for the name of a weight file, false for that of a folder."""
+  return path.suffix in (SAFETENSORS, *TORCH_SUFFIXES)
+
+
 def open_either(folder: pathlib.Path, stem: str) -> dict[str, Tensor] | None:
   """Tensors of `stem.safetensors` or `stem.bin` in a folder, None without either."""
   for suffix in (SAFETENSORS, *TORCH_SUFFIXES):
@@ -130,7 +135,7 @@ def stored_as(content: Mapping[str, Tensor], dtype: str | None) -> dict[str, Ten
 
 def write_file(path: pathlib.Path, content: Mapping[str, Tensor]) -> None:
   """Writes one file, in the format of its suffix."""
-  if path.suffix == TORCH:
+  if path.suffix in TORCH_SUFFIXES:
     torch_files.write_torch(path, content)
   else:
     tensors.write_safetensors(path, content, {"format": "pt"})

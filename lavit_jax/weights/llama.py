@@ -39,6 +39,7 @@ ROPE_KEYS = (
   "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
 )  # fmt: skip
 GENERATION = "generation_config.json"
+QKV = ("query", "key", "value")
 
 
 def table(vocab_size: int) -> list[Rule]:
@@ -47,48 +48,48 @@ def table(vocab_size: int) -> list[Rule]:
   Args:
     vocab_size: rows of the published embedding and head, without our padding.
   """
+  layer, ours = "model.layers.{i}.", "blocks/"
+  maps = {f"self_attn.{name[0]}_proj": f"attention/{name}" for name in QKV}
+  maps |= {f"mlp.{name}_proj": f"mlp/{name}" for name in ("gate", "up", "down")}
+  out = f"{layer}self_attn.o_proj.weight"
+  return [
+    Rule(EMBEDDING, "embedding/embedding", _padded_rows(vocab_size)),
+    Rule(f"{layer}input_layernorm.weight", f"{ours}attention_norm/scale"),
+    *(
+      Rule(f"{layer}{name}.weight", f"{ours}{path}/kernel", rules.linear)
+      for name, path in maps.items()
+    ),
+    Rule(out, f"{ours}attention/out/kernel", rules.linear_from_heads),
+    Rule(f"{layer}post_attention_layernorm.weight", f"{ours}mlp_norm/scale"),
+    Rule("model.norm.weight", "norm/scale"),
+    Rule(HEAD, "head/kernel", _padded_columns(vocab_size)),
+  ]
 
-  def padded(array, shape):
+
+def _padded_rows(vocab_size: int) -> Transform:
+  """The embedding: rows beyond the real ids are zero."""
+
+  def forward(array, shape):
     out = np.zeros(shape, array.dtype)
     out[: len(array)] = array
     return out
 
-  def padded_head(array, shape):
+  return Transform(forward, lambda array: array[:vocab_size])
+
+
+def _padded_columns(vocab_size: int) -> Transform:
+  """The head, transposed: columns beyond the real ids are zero."""
+
+  def forward(array, shape):
     out = np.zeros(shape, array.dtype)
     out[:, : len(array)] = rules.linear.forward(array, (shape[0], len(array)))
     return out
 
-  embedding = Transform(padded, lambda array: array[:vocab_size])
-  head = Transform(
-    padded_head,
+  return Transform(
+    forward,
     lambda array: rules.linear.inverse(array[:, :vocab_size]),
     lambda shape: (vocab_size, shape[0]),
   )
-  layer, linear = "model.layers.{i}.", rules.linear
-  return [
-    Rule(EMBEDDING, "embedding/embedding", embedding),
-    Rule(f"{layer}input_layernorm.weight", "blocks/attention_norm/scale"),
-    *(
-      Rule(
-        f"{layer}self_attn.{name[0]}_proj.weight",
-        f"blocks/attention/{name}/kernel",
-        linear,
-      )
-      for name in ("query", "key", "value")
-    ),
-    Rule(
-      f"{layer}self_attn.o_proj.weight",
-      "blocks/attention/out/kernel",
-      rules.linear_from_heads,
-    ),
-    Rule(f"{layer}post_attention_layernorm.weight", "blocks/mlp_norm/scale"),
-    *(
-      Rule(f"{layer}mlp.{name}_proj.weight", f"blocks/mlp/{name}/kernel", linear)
-      for name in ("gate", "up", "down")
-    ),
-    Rule("model.norm.weight", "norm/scale"),
-    Rule(HEAD, "head/kernel", head),
-  ]
 
 
 def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ LICENCES = {
   "llama": "LLaMA or Llama-2/3 weights: the license of Meta that came with them, its"
   " acceptable-use policy included",
   "vit": "EVA-CLIP ViT-g/14 weights: the MIT license of their authors",
+  "openai_clip": "CLIP ViT-L/14 weights: the MIT license of OpenAI",
   "visual_tokenizer": "LaVIT weights: the license in the authors' repository; LaVIT is"
   " built on LLaMA",
   "unet": "Stable Diffusion 1.5 or SDXL weights: CreativeML Open RAIL(++)-M, its use"

@@ -31,6 +31,8 @@ TEXT_TOKENIZER = "text_tokenizer"
 TEXT_TOKENIZER_FILES = (
   "tokenizer.json",
   "tokenizer.model",
+  "vocab.json",
+  "merges.txt",
   "tokenizer_config.json",
   "special_tokens_map.json",
   "added_tokens.json",

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from lavit_jax.layers import linear
-from lavit_jax.models import feature_decoder, llama, unet, vae, vit
+from lavit_jax.models import feature_decoder, llama, openai_clip, unet, vae, vit
 from lavit_jax.models import merger as merger_model
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.weights import rules
@@ -169,6 +169,24 @@ def run_llama(parts: Parts) -> list[np.ndarray]:
   return [logits[0][..., : part.config["vocab_size"]]]
 
 
+def run_openai_clip(parts: Parts) -> list[np.ndarray]:
+  """Embeddings of a picture and of a text."""
+  part = parts["openai_clip"]
+  module = openai_clip.OpenaiClip(**part.config, dtype="float32")
+  images = images_of(part.config["vision"])
+  ids = clip_ids_of(part.config["text"])
+  lengths = ids.argmax(-1).astype(np.int32) + 1
+  return _apply(module, {"params": whole(part.params)}, images, ids, lengths)
+
+
+def clip_ids_of(sizes: Mapping[str, int]) -> np.ndarray:
+  """Ids int32[1, T] of a text that ends, with the highest id, before its room does."""
+  length, last = sizes["max_length"], sizes["vocab_size"] - 1
+  ids = np.random.default_rng(4).integers(0, last, (1, length)).astype(np.int32)
+  ids[:, length // 2] = last
+  return ids
+
+
 def run_unet(parts: Parts, prefix: str = "") -> list[np.ndarray]:
   """Predicted noise."""
   part = parts[f"{prefix}unet"]
@@ -213,6 +231,8 @@ def checks(parts: Parts) -> Iterator[Check]:
     yield "understanding", run_understanding
   if "llama" in parts:
     yield "llama", run_llama
+  if "openai_clip" in parts:
+    yield "openai_clip", run_openai_clip
   for prefix in ("", "highres_"):
     for name, run in (
       ("condition", run_condition),

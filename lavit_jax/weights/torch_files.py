@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,6 +67,12 @@ def open_torch(path: str | os.PathLike) -> dict[str, Tensor]:
 def _load(torch, path: pathlib.Path) -> Any:
   with path.open("rb") as stream:
     is_zip = stream.read(4) == b"PK\x03\x04"
+  if is_zip and _is_program(path):
+    raise ValueError(
+      f"expected only tensors in {path}, got a TorchScript program, which is code;"
+      " nothing of it was run; where you trust it, save its tensors by"
+      " torch.save(torch.jit.load(FILE).state_dict(), OTHER), or get safetensors"
+    )
   try:
     # Only the zip format of torch 1.6 and later can stay on the disk.
     return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -79,6 +86,15 @@ def _load(torch, path: pathlib.Path) -> Any:
       f"expected a whole PyTorch file {path}, got one that cannot be read; download or"
       " copy it again"
     ) from error
+
+
+def _is_program(path: pathlib.Path) -> bool:
+  """True for an archive of `torch.jit.save`, such as OpenAI's own `ViT-L-14.pt`."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return any(name.endswith("/constants.pkl") for name in archive.namelist())
+  except zipfile.BadZipFile:
+    return False  # cut short: torch's own complaint follows
 
 
 def _lazy(torch, path, key, value) -> Tensor:

@@ -1,12 +1,14 @@
 """What PyTorch computes from published files, by module, for weights.parity."""
 
 import pathlib
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lavit_jax.weights import files, lavit_directory, parity
+from lavit_jax.weights import openai_clip as clip
 from lavit_jax.weights import torch_reference as reference
 from lavit_jax.weights.part import Part
 
@@ -60,6 +62,32 @@ def language(folder: pathlib.Path, sizes: Mapping[str, Any]) -> Runs:
     return _numpy(model.eval()(ids).logits[..., : sizes["vocab_size"]])
 
   return {"llama": _without_grad(run)}
+
+
+def openai_clip(source: pathlib.Path, part: Part) -> Runs:
+  """CLIP by transformers: of a folder itself, of a file under the folder's keys."""
+  if not parity.has("torch", "transformers"):
+    return {}
+
+  def run():
+    import torch
+    import transformers
+
+    with tempfile.TemporaryDirectory() as scratch:
+      folder = source
+      if not source.is_dir():
+        folder = pathlib.Path(scratch)
+        clip.write_folder(part, folder, files.SAFETENSORS, None)
+      model = transformers.CLIPModel.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
+      ).eval()
+    images = _tensor(parity.images_of(part.config["vision"]).transpose(0, 3, 1, 2))
+    ids = _tensor(parity.clip_ids_of(part.config["text"])).long()
+    seen = model.vision_model(images).pooler_output
+    read = model.text_model(ids).pooler_output
+    return _numpy(model.visual_projection(seen), model.text_projection(read))
+
+  return {"openai_clip": _without_grad(run)}
 
 
 def pixels(folder: pathlib.Path, parts: Mapping[str, Part], prefix: str = "") -> Runs:
