@@ -3,7 +3,7 @@
     python -m lavit_jax.evaluate_model caption --model=DIR --annotations=test.json \
         --images=DIR --target=DIR [--truth=coco_karpathy_test_gt.json]
     python -m lavit_jax.evaluate_model vqa ... --protocol=vqa|gqa|vizwiz [--lemmas]
-    python -m lavit_jax.evaluate_model text_to_image ... --n=4
+    python -m lavit_jax.evaluate_model text_to_image ... --n=4 [--ranker=DIR]
     python -m lavit_jax.evaluate_model tokenizer ...
 
 Writes TARGET/TASK.json: the figure together with prompt, decoding, split and versions,
@@ -167,8 +167,9 @@ def make_task(name: str, model: LaVIT, given: Any) -> Task:
     )
   if name == "text_to_image":
     how = dict(n=given.n, guidance=given.guidance, top_k=given.top_k, seed=given.seed)
-    found = model_tasks.drawing(model, folder, given.target, **how)
-    return Task(*found, how | {"prompt": "{}", "temperature": 1.0})
+    found = model_tasks.drawing(model, folder, given.target, given.ranker, **how)
+    facts = {"prompt": "{}", "temperature": 1.0, "ranker": given.ranker or given.model}
+    return Task(*found, how | facts)
   return Task(*model_tasks.tokenizing(model, folder), {"selection": "sampled"})
 
 
@@ -183,6 +184,7 @@ def define_flags() -> None:
   flags.DEFINE_enum("protocol", "vqa", vqa_protocol.PROTOCOLS, "Asking and scoring.")
   flags.DEFINE_bool("lemmas", False, "Lemmatize answers as the reference (spaCy).")
   flags.DEFINE_integer("n", 4, "Drawings per text; the best by score counts.")
+  flags.DEFINE_string("ranker", "", "Imported CLIP that scores; else own stage 0.")
   flags.DEFINE_float("guidance", 1.5, "Guidance of the codes.")
   flags.DEFINE_integer("top_k", 300, "Codes to sample from.")
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")

@@ -46,7 +46,8 @@ def define_flags() -> None:
   flags.DEFINE_string("requests", None, "JSONL file of requests (docs/generation.md).")
   flags.DEFINE_bool("stream", False, "Print a caption while it is written, greedily.")
   flags.DEFINE_integer("n", 1, "Drawings per prompt.", lower_bound=1)
-  flags.DEFINE_bool("keep_best", False, "Keep the best of n, as stage 0 sees it.")
+  flags.DEFINE_bool("keep_best", False, "Keep the best of n, as --ranker sees it.")
+  flags.DEFINE_string("ranker", "", "Imported CLIP, or model directory; own stage 0.")
   flags.DEFINE_float("guidance", 4.0, "Weight of the prompt; 1 is none.")
   flags.DEFINE_string("ratio", "1:1", "Width to height of what is drawn.")
   flags.DEFINE_string("size", "", "HEIGHTxWIDTH in pixels, instead of --ratio.")
@@ -103,7 +104,7 @@ def draw(model: LaVIT, given: flags.FlagValues) -> None:
   )
   if given.keep_best:
     texts = [" ".join(p[len(shown) :]) for p in prompts]
-    best = ranking.keep_best(made, texts, ranking.own_scorer(model))
+    best = ranking.keep_best(made, texts, ranking.scorer_of(model, given.ranker))
     made = [picture for picture, _ in best]
     labels = [f"{name} ({score:.3f})" for name, (_, score) in zip(names, best)]
   _write(made, labels, target, sheet.make(made, labels, max(given.n, 4)))

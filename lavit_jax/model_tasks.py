@@ -69,20 +69,20 @@ def answering(model: LaVIT, folder: str, protocol: str, with_lemmas: bool) -> Ma
 
 
 def drawing(
-  model: LaVIT, folder: str, target: str, n: int, guidance: float, top_k: int, seed: int
+  model: LaVIT, folder: str, target: str, ranker: str, n: int, **how: Any
 ) -> Made:
   """Drawings of texts, the best of n kept in TARGET/drawings.
 
+  `ranker` is the folder of `ranking.scorer_of`, `how` the arguments of `LaVIT.draw`.
   Figures: the mean score of the kept drawings beside that of shuffled texts, and the
   Frechet distance between mean encoder features of drawn and true pictures.
   """
   drawn = pathlib.Path(target) / "drawings"
-  scorer = ranking.own_scorer(model)
+  scorer = ranking.scorer_of(model, ranker)
 
   def predict(entries):
     drawn.mkdir(parents=True, exist_ok=True)
     texts = [entry["text"] for entry in entries]
-    how = dict(guidance=guidance, top_k=top_k, seed=seed)
     best = ranking.keep_best(model.draw(texts, n=n, **how), texts, scorer)
     for entry, (picture, _) in zip(entries, best):
       picture.save(drawn / f"{entry['id']:08d}.png")

@@ -13,14 +13,25 @@ from lavit_jax.stages import reranking
 Scorer = Callable[[Sequence[Image.Image], Sequence[str]], np.ndarray]
 
 
-def own_scorer(model: LaVIT) -> Scorer:
-  """The contrastive model of the model's own stage 0."""
-  seen, mesh = model.coder.frozen["vit"], model.mesh
-  ranker = reranking.load(model.folder, model.coder.tower, seen, mesh)
+def scorer_of(model: LaVIT, folder: str = "") -> Scorer:
+  """How a contrastive model scores drawings.
+
+  Args:
+    model: gives mesh, dtype and batch size.
+    folder: model directory with the contrastive model: OpenAI's CLIP as imported by
+      `convert`, or one of stage 0; that of the model itself when empty.
+  """
+  if folder:
+    ranker = reranking.load(folder, model.mesh, model.dtype)
+  else:
+    coder = model.coder
+    ranker = reranking.beside(
+      model.folder, coder.tower, coder.frozen["vit"], model.mesh
+    )
 
   def score(made, texts):
-    ids, lengths = reranking.tokens(ranker, model.language.tokenizer, list(texts))
-    pixels = pictures.stack(list(made), model.image_size)
+    ids, lengths = reranking.tokens(ranker, list(texts))
+    pixels = pictures.stack(list(made), ranker.tower.image_size)
     found = []
     for first in range(0, len(pixels), model.batch_size):
       part = slice(first, first + model.batch_size)
@@ -39,7 +50,7 @@ def keep_best(
   Args:
     made: n drawings of the first prompt, then n of the next (`LaVIT.draw`).
     prompts: their texts.
-    scorer: `own_scorer`, or one of other weights.
+    scorer: `scorer_of`.
   """
   n = len(made) // max(len(prompts), 1)
   if not n or len(made) != n * len(prompts):

@@ -66,7 +66,7 @@ class TextTokenizer:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _import_transformers():
+def import_transformers():
   """Imports late (it takes seconds) and without the advice to install PyTorch."""
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers
@@ -108,7 +108,7 @@ def train_text_tokenizer(
   learner.train_from_iterator(texts, trainer)
   model = json.loads(learner.to_str())["model"]
   merges = [tuple(pair) for pair in model["merges"]]
-  llama = _import_transformers().LlamaTokenizer(vocab=model["vocab"], merges=merges)
+  llama = import_transformers().LlamaTokenizer(vocab=model["vocab"], merges=merges)
   llama.save_pretrained(path)
   return load_text_tokenizer(path)
 
@@ -133,7 +133,7 @@ def load_text_tokenizer(path: str | os.PathLike) -> TextTokenizer:
       f"expected {FILES[0]} in {path}, got only {FILES[1]}, which needs the package "
       "sentencepiece; install it with pip install sentencepiece"
     )
-  transformers = _import_transformers()
+  transformers = import_transformers()
   loaded = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
   backend = loaded.backend_tokenizer
   backend.encode_special_tokens = True

@@ -1,7 +1,11 @@
-"""How well pictures fit texts: the cosine of the contrastive model of stage 0."""
+"""How well pictures fit texts: the cosine of a contrastive model.
+
+That is the one of stage 0, or OpenAI's CLIP as `convert import openai_clip` stores it.
+"""
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lavit_jax import sharding, train_state
-from lavit_jax.data.text import TextTokenizer
-from lavit_jax.models import clip, vit
+from lavit_jax.data import clip_text
+from lavit_jax.data.text import load_text_tokenizer
+from lavit_jax.models import clip, openai_clip, vit
+from lavit_jax.stages import frozen_parts
 from lavit_jax.weights import model_directory
+
+OPENAI = "openai_clip"  # the part of an imported one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,17 +28,27 @@ class Ranker:
   """Both towers.
 
   Attributes:
-    tower: the vision encoder.
+    tower: embeds pictures.
     words: the text tower.
-    params: their parameters, "vit" and "text".
+    params: their parameters, "vision" and "text".
+    encode: a text to at most `words.max_length` ids.
   """
 
-  tower: vit.VisionTransformer
+  tower: vit.VisionTransformer | openai_clip.VisionTower
   words: clip.TextTower
   params: dict[str, Any]
+  encode: Callable[[str], list[int]]
 
 
-def load(folder: str, tower: vit.VisionTransformer, seen: Any, mesh: Mesh) -> Ranker:
+def load(folder: str, mesh: Mesh, dtype: str) -> Ranker:
+  """Loads the contrastive model of a model directory, imported or of stage 0."""
+  if OPENAI in model_directory.read_manifest(folder)["parts"]:
+    return _openai(folder, mesh, dtype)
+  tower, frozen, _ = frozen_parts.encoder(folder, mesh, dtype)
+  return beside(folder, tower, frozen["vit"], mesh)
+
+
+def beside(folder: str, tower: vit.VisionTransformer, seen: Any, mesh: Mesh) -> Ranker:
   """Reads the text tower beside a loaded vision encoder.
 
   Args:
@@ -39,11 +57,12 @@ def load(folder: str, tower: vit.VisionTransformer, seen: Any, mesh: Mesh) -> Ra
     seen: its parameters.
     mesh: where to put the text tower.
   """
-  sizes = model_directory.part_config(folder, "clip")["text"]
+  parts = model_directory.read_manifest(folder)["parts"]
+  sizes = parts["clip"]["config"]["text"] if "clip" in parts else {}
   if "embed_dim" not in sizes:
     raise ValueError(
-      f"expected a text tower in the part clip of {folder}, got none; drawings are"
-      " ranked by a model whose stage 0 was trained here"
+      f"expected a text tower in the part clip of {folder}, got none; rank by a model"
+      " whose stage 0 was trained here, or by an imported CLIP (--ranker)"
     )
   words = clip.TextTower(**sizes, output_dim=tower.clip_dim, dtype=tower.dtype)
   ids = jnp.zeros((1, 1), jnp.int32)
@@ -51,16 +70,43 @@ def load(folder: str, tower: vit.VisionTransformer, seen: Any, mesh: Mesh) -> Ra
     lambda key: words.init(key, ids, jnp.ones(1, jnp.int32))
   )
   whole = sharding.replicated(mesh)
-  read = {"text": abstract}
-  found = model_directory.load(folder, "clip", read, whole, below=("text",))
-  return Ranker(tower, words, {"vit": seen, **found})
+  found = model_directory.load(
+    folder, "clip", {"text": abstract}, whole, None, ("text",)
+  )
+  tokenizer = load_text_tokenizer(
+    model_directory.text_tokenizer_folder(folder) or folder
+  )
+  encode = lambda text: tokenizer.encode(text)[: words.max_length]
+  return Ranker(tower, words, {"vision": seen, **found}, encode)
 
 
-def tokens(ranker: Ranker, tokenizer: TextTokenizer, texts: list[str]):
+def _openai(folder: str, mesh: Mesh, dtype: str) -> Ranker:
+  sizes = model_directory.part_config(folder, OPENAI)
+  tower, words = openai_clip.towers(**sizes, dtype=dtype)
+  text = sizes["text"]
+  encode = clip_text.load(
+    model_directory.text_tokenizer_folder(folder),
+    text["vocab_size"],
+    text["max_length"],
+  )
+  side = tower.image_size
+  inputs = (
+    jnp.zeros((1, side, side, 3)),
+    jnp.zeros((1, 1), jnp.int32),
+    jnp.ones(1, int),
+  )
+  model = openai_clip.OpenaiClip(**sizes, dtype=dtype)
+  abstract, axes = train_state.abstract_params(lambda key: model.init(key, *inputs))
+  spread = sharding.parameter_shardings(abstract, axes, mesh)
+  found = model_directory.load(folder, OPENAI, abstract, spread, dtype)
+  params = {"vision": found["vision_tower"], "text": found["text_tower"]}
+  return Ranker(tower, words, params, encode)
+
+
+def tokens(ranker: Ranker, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
   """Ids int32[n, T] and lengths int32[n]; texts beyond T are cut."""
-  most = ranker.words.max_length
-  ids = [tokenizer.encode(text)[:most] for text in texts]
-  rows = np.zeros((len(texts), most), np.int32)
+  ids = [ranker.encode(text) for text in texts]
+  rows = np.zeros((len(texts), ranker.words.max_length), np.int32)
   for row, own in zip(rows, ids):
     row[: len(own)] = own
   return rows, np.array([len(own) for own in ids], np.int32)
@@ -74,8 +120,8 @@ def cosines(ranker: Ranker, images, ids, lengths) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _cosines(tower, words, params, images, ids, lengths):
-  features = tower.apply({"params": params["vit"]}, vit.normalize(images))
-  image = tower.apply({"params": params["vit"]}, features, method="clip_embedding")
+  pixels = vit.normalize(images)
+  image = tower.apply({"params": params["vision"]}, pixels, method="embed")
   text = words.apply({"params": params["text"]}, ids, lengths)
   unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
   both = [unit(x.astype(jnp.float32)) for x in (image, text)]
