@@ -13,6 +13,7 @@ from lavit_jax import sharding
 
 LARGE = 1 << 20  # bytes above which a whole copy on every device is named
 VOCABULARY = 48_512  # ids of the published model, for the estimate of the logits
+LANGUAGE = ("pretrain", "finetune")  # stages that train the language model
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -121,12 +122,12 @@ def activation_bytes(
   Returns:
     Bytes; 0 for a stage without a stack of equal layers.
   """
-  if config.stage not in ("contrastive", "visual_tokenizer", "pretrain"):
+  if config.stage not in ("contrastive", "visual_tokenizer", *LANGUAGE):
     return 0
   ways = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = max(config.batch_size // config.accumulate // ways, 1)
   sizes, logits = config.model, 0
-  if config.stage == "pretrain":
+  if config.stage in LANGUAGE:
     length = config.data.row_length
     vocabulary = VOCABULARY // mesh.shape["tensor"] // config.loss_chunks
     logits = 2 * 4 * rows * length * vocabulary

@@ -46,6 +46,7 @@ from lavit_jax.planning import topology
 from lavit_jax.stages import (
   base,
   contrastive,
+  finetune,
   pixel_decoder,
   pretrain,
   programs,
@@ -57,6 +58,7 @@ STAGES = {
   "visual_tokenizer": visual_tokenizer.build,
   "pixel_decoder": pixel_decoder.build,
   "pretrain": pretrain.build,
+  "finetune": finetune.build,
 }
 # What may change between a run and its resumption.
 FREE_FIELDS = (

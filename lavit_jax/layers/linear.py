@@ -68,8 +68,32 @@ def fan_in(num_inputs: int) -> Callable:
   return nn.initializers.normal(num_inputs**-0.5)
 
 
+def low_rank(equation: str, x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+  """The map of a kernel `a @ b`, without making it.
+
+  Args:
+    equation: as in `Einsum`, without the letter r.
+    x: dtype[...] input.
+    a: dtype[*inputs, r], the kernel's contracted axes first.
+    b: dtype[r, *outputs].
+
+  Returns:
+    dtype[...] as the equation's output.
+  """
+  operands, output = equation.split("->")
+  x_axes, kernel_axes = operands.split(",")
+  inputs = "".join(axis for axis in kernel_axes if axis in x_axes)
+  outputs = kernel_axes.removeprefix(inputs)
+  kept = x_axes.removesuffix(inputs)
+  between = contract(f"{x_axes},{inputs}r->{kept}r", x, a)
+  return contract(f"{kept}r,r{outputs}->{output}", between, b)
+
+
 class Einsum(nn.Module):
   """A linear map written as its einsum equation.
+
+  Beside its kernel there may be the low-rank adapter that finetuning adds
+  (`stages.adapters`): lora_a [*inputs, r] and lora_b [r, *outputs].
 
   Attributes:
     equation: e.g. "btd,dnh->btnh"; the kernel's contracted axes come first.
@@ -94,6 +118,9 @@ class Einsum(nn.Module):
     init = fan_in(math.prod([self.shape[i] for i in inputs]))
     kernel = param(self, "kernel", init, self.shape, self.axes)
     y = contract(self.equation, x.astype(self.dtype), kernel.astype(self.dtype))
+    if self.has_variable("params", "lora_a"):
+      pair = [self.get_variable("params", name) for name in ("lora_a", "lora_b")]
+      y = y + low_rank(self.equation, *(z.astype(self.dtype) for z in (x, *pair)))
     if self.use_bias:
       outputs = [i for i in range(len(kernel_axes)) if i not in inputs]
       shape = [self.shape[i] for i in outputs]

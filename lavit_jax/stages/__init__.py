@@ -1,1 +1,1 @@
-"""The training stages: contrastive, visual tokenizer, pretrain."""
+"""The training stages, and finetuning after them."""

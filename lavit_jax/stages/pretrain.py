@@ -7,7 +7,7 @@ Codes and keep masks are data (the sidecar of `tokenize`); no selector, stage-1 
 or codebook is loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -78,6 +78,12 @@ def token_loss(model, tower, params, frozen, batch, words: Vocabulary, chunks: i
   )
 
 
+def all_train(params: Any, frozen: Any) -> Any:
+  """The parameters of a model of which nothing is frozen."""
+  del frozen
+  return params
+
+
 def make_step(
   model,
   tower,
@@ -86,11 +92,12 @@ def make_step(
   accumulate: int,
   chunks: int,
   kind_weights: Sequence[float] = (1.0,) * len(KINDS),
+  whole: Callable[[Any, Any], Any] = all_train,
 ):
   """Builds the pure train step (state, frozen, batch, key) -> (state, metrics).
 
   Token losses and their weights are summed over devices and micro-batches and divided
-  once.
+  once. `whole` makes the model's parameters of those that train and the frozen ones.
   """
 
   def weights_of(batch):
@@ -103,7 +110,8 @@ def make_step(
     count = jnp.maximum(batch["loss_mask"].sum(dtype=jnp.float32), 1.0)
 
     def loss_fn(params, mb):
-      found = token_loss(model, tower, params, frozen, mb, words, chunks)
+      own = whole(params, frozen)
+      found = token_loss(model, tower, own, frozen, mb, words, chunks)
       loss = (found.losses * weights_of(mb)).sum() / weight
       return loss, found.correct.sum() / count
 
@@ -125,6 +133,13 @@ def make_step(
     return state, metrics | norms
 
   return step
+
+
+def step_of(config, model, tower, tx, words: Vocabulary, **changes):
+  """`make_step` with the settings of a config."""
+  weights = [config.kind_weights[name] for name in KINDS]
+  split = (config.accumulate, config.loss_chunks)
+  return make_step(model, tower, tx, words, *split, weights, **changes)
 
 
 def kind_losses(found: losses.TokenLoss, kinds: jax.Array) -> dict[str, jax.Array]:
@@ -150,6 +165,24 @@ def init_function(model: lavit.LaVIT, num_patches: int):
   return init
 
 
+def check_mesh(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  tower: vit.VisionTransformer,
+  sizes: dict[str, Any],
+) -> None:
+  """Refuses a mesh that does not divide the model; arguments as `assemble`."""
+  sharding.check_divides(
+    mesh,
+    vit_heads=(tower.num_heads, ("tensor",)),
+    merger_heads=(sizes["num_heads"], ("tensor",)),
+    num_heads=(config.model.num_heads, ("tensor",)),
+    num_kv_heads=(config.model.num_kv_heads, ("tensor",)),
+    row_length=(config.data.row_length, ("sequence",)),
+    embed_dim=(config.model.embed_dim, ("fsdp",)),
+  )
+
+
 def assemble(
   config: ml_collections.ConfigDict,
   mesh: Mesh,
@@ -166,24 +199,12 @@ def assemble(
     sizes: sizes of the visual tokenizer.
     words: the joint vocabulary.
   """
-  sharding.check_divides(
-    mesh,
-    vit_heads=(tower.num_heads, ("tensor",)),
-    merger_heads=(sizes["num_heads"], ("tensor",)),
-    num_heads=(config.model.num_heads, ("tensor",)),
-    num_kv_heads=(config.model.num_kv_heads, ("tensor",)),
-    row_length=(config.data.row_length, ("sequence",)),
-    embed_dim=(config.model.embed_dim, ("fsdp",)),
-  )
+  check_mesh(config, mesh, tower, sizes)
   model = make_model(config, words, sizes)
   init = init_function(model, sizes["num_patches"])
   tx = optimizer.make(config.optimizer, config.num_steps)
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
-  weights = [config.kind_weights[name] for name in KINDS]
-  step = make_step(
-    model, tower, tx, words, config.accumulate, config.loss_chunks, weights
-  )
-  step = base.jitted(step, shardings)
+  step = base.jitted(step_of(config, model, tower, tx, words), shardings)
   return base.Assembled(model, abstract, shardings, initial, lambda number: step)
 
 
@@ -197,11 +218,6 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   )
   made = assemble(config, mesh, tower, sizes, words)
   model, abstract, shardings = made.model, made.abstract, made.shardings
-
-  @jax.jit
-  def sums(params, frozen, batch):
-    found = token_loss(model, tower, params, frozen, batch, words, config.loss_chunks)
-    return kind_losses(found, batch["target_kind"])
 
   checksum = tokenizing.checksum(config.init_from)
   data = config.data
@@ -228,13 +244,6 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   def batches(position):
     return feed.device_batches(rows, config, mesh, position)
 
-  def evaluate(state):
-    added = {}
-    for batch in feed.fixed_batches(held_out, config, mesh):
-      for name, value in sums(state.params, frozen, batch).items():
-        added[name] = added.get(name, 0.0) + float(value)
-    return _means(added), {}
-
   def finish(state, folder):
     save(state.params, config, words, folder)
 
@@ -248,11 +257,41 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     step=made.step,
     batches=batches,
     before_step=lambda state, number: state,
-    evaluate=evaluate,
+    evaluate=evaluator(config, mesh, model, tower, frozen, held_out),
     finish=finish,
     contents={"tokens": data.row_length, "images": rows.plan.images_per_row},
     records=lambda position: feed.record_ids(rows, config, position),
   )
+
+
+def evaluator(config, mesh: Mesh, model, tower, frozen, held_out, whole=all_train):
+  """Makes the evaluation of a `base.Stage`: losses of held-out rows by kind of target.
+
+  Args:
+    config: stage config.
+    mesh: the mesh.
+    model: the trainable model.
+    tower: the frozen encoder.
+    frozen: frozen parameters.
+    held_out: `data.rows.Rows` to look at.
+    whole: see `make_step`.
+  """
+
+  @jax.jit
+  def sums(params, frozen, batch):
+    own = whole(params, frozen)
+    words, chunks = held_out.vocabulary, config.loss_chunks
+    found = token_loss(model, tower, own, frozen, batch, words, chunks)
+    return kind_losses(found, batch["target_kind"])
+
+  def evaluate(state):
+    added = {}
+    for batch in feed.fixed_batches(held_out, config, mesh):
+      for name, value in sums(state.params, frozen, batch).items():
+        added[name] = added.get(name, 0.0) + float(value)
+    return _means(added), {}
+
+  return evaluate
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:

@@ -16,7 +16,15 @@ from jax.sharding import Mesh
 from lavit_jax import sharding
 from lavit_jax.data import mixture
 from lavit_jax.models import llama, visual_tokenizer, vit
-from lavit_jax.stages import base, contrastive, frozen_parts, pixel_program, pretrain
+from lavit_jax.stages import (
+  adapters,
+  base,
+  contrastive,
+  finetune,
+  frozen_parts,
+  pixel_program,
+  pretrain,
+)
 from lavit_jax.stages import visual_tokenizer as stage_1
 from lavit_jax.vocabulary import Vocabulary
 
@@ -142,12 +150,30 @@ def contrastive_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
 
 def language_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   """The train step of stage 2."""
+  tower, frozen, sizes, words = _language_parts(config, mesh)
+  made = pretrain.assemble(config, mesh, tower, sizes, words)
+  return _language_program(config, mesh, tower, made, frozen)
+
+
+def finetune_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
+  """The train step of finetuning."""
+  tower, frozen, sizes, words = _language_parts(config, mesh)
+  made = finetune.assemble(config, mesh, tower, sizes, words)
+  frozen |= {"base": adapters.nested(made.base)}
+  return _language_program(config, mesh, tower, made, frozen)
+
+
+def _language_parts(config, mesh):
+  """Encoder, its shapes, sizes of the visual tokenizer, and the vocabulary."""
   check_batch(config, mesh)
   tiny = _is_tiny(config.model, llama.VARIANTS["tiny"])
   sizes = visual_tokenizer.VARIANTS["tiny" if tiny else "lavit"]
-  tower, frozen = encoder("tiny" if tiny else "g14", config, mesh)
   words = Vocabulary(TEXT_IDS, sizes["num_codes"])
-  made = pretrain.assemble(config, mesh, tower, sizes, words)
+  return *encoder("tiny" if tiny else "g14", config, mesh), sizes, words
+
+
+def _language_program(config, mesh, tower, made, frozen) -> Program:
+  """A train step on packed rows."""
   length, slots = config.data.row_length, images_per_row(config.data)
   side, patches = tower.image_size, tower.num_patches
   batch = rows_of(
@@ -163,7 +189,7 @@ def language_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
     feature_index=(jnp.int32, length),
   )
   return Program(
-    name="pretrain",
+    name=config.stage,
     function=made.step(0),
     arguments=_train_arguments(made, frozen, batch, mesh),
     mesh=mesh,
@@ -216,6 +242,7 @@ def _train_arguments(made: base.Assembled, frozen, batch, mesh) -> dict[str, Any
 STEPS = {
   "contrastive": contrastive_step,
   "pretrain": language_step,
+  "finetune": finetune_step,
   "visual_tokenizer": tokenizer_step,
   "pixel_decoder": pixel_step,
 }

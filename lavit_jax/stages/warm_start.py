@@ -24,7 +24,7 @@ TABLES = ("embedding", "head")
 def encoder(state: TrainState, shardings: TrainState, config) -> TrainState:
   """Stage 0: the vision encoder of `config.warm_start`; the rest stays random."""
   folder = config.warm_start
-  _check_sizes(folder, "vit", config.model.vit)
+  check_sizes(folder, "vit", config.model.vit)
   loaded = model_directory.load(
     folder, "vit", state.params["vit"], shardings.params["vit"]
   )
@@ -34,7 +34,7 @@ def encoder(state: TrainState, shardings: TrainState, config) -> TrainState:
 def visual_tokenizer(state: TrainState, shardings: TrainState, config) -> TrainState:
   """Stage 1: all that trains, and the codebook."""
   folder = config.warm_start
-  _check_sizes(folder, "visual_tokenizer", config.model)
+  check_sizes(folder, "visual_tokenizer", config.model)
   params = model_directory.load(
     folder, "visual_tokenizer", state.params, shardings.params
   )
@@ -62,7 +62,7 @@ def language(
     words: the joint vocabulary.
   """
   folder = config.warm_start
-  _check_sizes(folder, "llama", config.model)
+  check_sizes(folder, "llama", config.model)
   sizes = model_directory.part_config(folder, "llama")
   params = dict(state.params)
   whole, spread = params["llama"], shardings.params["llama"]
@@ -77,7 +77,7 @@ def language(
   return state.replace(params=params)
 
 
-def _check_sizes(folder: str, part: str, config: ml_collections.ConfigDict) -> None:
+def check_sizes(folder: str, part: str, config: ml_collections.ConfigDict) -> None:
   """Compares sizes that shapes do not show, too, such as heads and epsilons."""
   found = model_directory.part_config(folder, part)
   wrong = {

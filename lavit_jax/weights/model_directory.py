@@ -113,12 +113,14 @@ def copy_text_tokenizer(source: str | os.PathLike, target: pathlib.Path) -> None
 def text_tokenizer_folder(folder: str | os.PathLike) -> pathlib.Path | None:
   """Where a model directory keeps its text tokenizer, None if it has none."""
   folder = pathlib.Path(folder)
-  published = _is_published(folder)
+  published = is_published(folder)
   inside = folder / (lavit_directory.LANGUAGE if published else TEXT_TOKENIZER)
   return inside if inside.is_dir() else None
 
 
-def _is_published(folder: pathlib.Path) -> bool:
+def is_published(folder: str | os.PathLike) -> bool:
+  """Whether this is LaVIT's published layout, and no model directory of ours."""
+  folder = pathlib.Path(folder)
   return not (folder / MANIFEST).is_file() and lavit_directory.is_published(folder)
 
 
@@ -148,7 +150,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
 
   A directory in LaVIT's published layout is read as if it had one.
   """
-  if _is_published(pathlib.Path(folder)):
+  if is_published(folder):
     return _published(pathlib.Path(folder))[1]
   path = pathlib.Path(folder) / MANIFEST
   if not path.is_file():
@@ -232,7 +234,7 @@ def load(
 def part_tensors(folder: str | os.PathLike, name: str) -> dict[str, Tensor]:
   """The tensors of one part by name, layers apart; each is read when asked for."""
   part_config(folder, name)
-  if _is_published(pathlib.Path(folder)):
+  if is_published(folder):
     return dict(named_tensors(_published(pathlib.Path(folder))[0][name].params))
   found = {}
   for file in read_manifest(folder)["parts"][name]["files"]:
