@@ -46,5 +46,8 @@ def use(folder: str) -> None:
   if jax.config.jax_compilation_cache_dir != folder:
     jax.config.update("jax_compilation_cache_dir", folder)
     compilation_cache.reset_cache()
+  # XLA's own cache for GPUs would put its path into the key of every program: a run
+  # directory that moved would be compiled anew. What it holds is in the programs, too.
+  jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

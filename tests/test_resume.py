@@ -101,9 +101,6 @@ def test_stage_1_resumes_bit_for_bit_across_the_phase_change(
   assert_resumed(whole, resumed)
 
 
-@pytest.mark.xfail(
-  reason="after some stop steps one small program is compiled again", strict=False
-)
 def test_sigterm_saves_exits_0_and_resuming_compiles_nothing(
   language_run, language_config, tmp_path, monkeypatch
 ):
