@@ -35,7 +35,8 @@ def planned(
     stage, variant = config.split(":")
     command = [sys.executable, "-m", "lavit_jax.plan", f"--topology={topology}"]
     command += [f"--config=configs/{stage}.py:{variant}", f"--slices={slices}"]
-    command += [f"--config.{text}" for text in overrides] + [f"--json={path}.part"]
+    command += [f"--cache={path.parent / 'programs'}", f"--json={path}.part"]
+    command += [f"--config.{text}" for text in overrides]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
       reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -25,6 +25,32 @@ class TokenLoss:
   correct: jax.Array
 
 
+@jax.custom_vjp
+def token_logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Logits float32[B, L, V] of states dtype[B, L, D] by a kernel dtype[D, V].
+
+  Gradients are products in the operands' dtype, as those of every other kernel are:
+  plain differentiation would add up the kernel's over devices in float32, at twice the
+  bytes.
+  """
+  return contract("btd,dv->btv", hidden, kernel, "float32")
+
+
+def _logits_forward(hidden, kernel):
+  return token_logits(hidden, kernel), (hidden, kernel)
+
+
+def _logits_backward(saved, gradient):
+  hidden, kernel = saved
+  gradient = gradient.astype(hidden.dtype)
+  to_hidden = contract("btv,vd->btd", gradient, kernel.T)
+  to_kernel = contract("dbt,btv->dv", rearrange(hidden, "b t d -> d b t"), gradient)
+  return to_hidden, to_kernel
+
+
+token_logits.defvjp(_logits_forward, _logits_backward)
+
+
 def next_token(
   hidden: jax.Array,
   head: jax.Array,
@@ -68,7 +94,7 @@ def next_token(
     peak, total, target_logit = carry
     kernel, ids = chunk
     kernel = constrain(kernel, None, "act_vocab")
-    logits = contract("btd,dv->btv", hidden, kernel, "float32")
+    logits = token_logits(hidden, kernel)
     logits = constrain(logits, "act_batch", "act_length", "act_vocab")
     logits = jnp.where(ids < vocab_size, logits, -jnp.inf)
     new_peak = jnp.maximum(peak, jax.lax.stop_gradient(logits.max(-1)))

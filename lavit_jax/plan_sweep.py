@@ -1,11 +1,14 @@
 """Compiles many layouts of one stage for one pod, each in a process of its own.
 
-A process per layout bounds the memory: what a compilation holds ends with it. Layouts
-come from `planning.layouts` after its arithmetic filter; programs that --cache holds
-are not compiled again.
+A process per layout bounds the memory: what a compilation holds ends with it. As many
+run side by side as there are cores and memory for. Layouts come from
+`planning.layouts` after its arithmetic filter; programs that --cache holds are not
+compiled again.
 """
 
+import concurrent.futures
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -23,6 +26,8 @@ POLICIES = ("full", "attention", "dots")
 PARAMETERS = {"pretrain": 7_279_000_000, "visual_tokenizer": 806_000_000}
 # Patches of a picture, where rows are pictures.
 PATCHES = 256
+# Bytes that a compilation of full size stays below.
+COMPILE_MEMORY = 4e9
 
 
 def sizes_of(config: ml_collections.ConfigDict) -> layouts.Sizes:
@@ -71,9 +76,7 @@ def run(
       f"no layout of {pod} holds the state of {config.stage} and one row per chip;"
       " choose a larger pod or a larger config.batch_size"
     )
-  plans = []
-  for layout in tqdm(found[:limit], desc=f"{config.stage} on {pod}"):
-    plans.append(_plan(layout, cache) | {"layout": str(layout)})
+  plans = _plans(found[:limit], cache, f"{config.stage} on {pod}")
   fitting = [plan for plan in plans if plan["fits"]]
   points = [
     (plan["predicted"]["seconds"], plan["memory_per_chip"]["total"]) for plan in fitting
@@ -82,6 +85,27 @@ def run(
   for index, plan in enumerate(fitting):
     plan["on_frontier"] = index in best
   return {"program": config.stage, "topology": str(pod), "layouts": plans}
+
+
+def _plans(found: list[layouts.Layout], cache: str, title: str) -> list[dict[str, Any]]:
+  """Plans layouts side by side; their order stays."""
+  with concurrent.futures.ThreadPoolExecutor(_workers()) as pool:
+    under_way = [pool.submit(_plan, layout, cache) for layout in found]
+    try:
+      for done in tqdm(concurrent.futures.as_completed(under_way), title, len(found)):
+        done.result()
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+  return [
+    job.result() | {"layout": str(layout)} for job, layout in zip(under_way, found)
+  ]
+
+
+def _workers() -> int:
+  """Compilations at a time: one for each core that this process may use."""
+  memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  return max(1, min(len(os.sched_getaffinity(0)), int(memory // COMPILE_MEMORY)))
 
 
 def _plan(layout: layouts.Layout, cache: str) -> dict[str, Any]:

@@ -57,6 +57,19 @@ def test_the_create_command_names_shape_or_size():
   assert "--accelerator-type=v5litepod-256" in two
 
 
+@pytest.mark.parametrize(
+  ("name", "rings"),
+  [
+    ("v5p:4x4x8", (True, True, True)),
+    ("v5p:2x4x4", (False, False, False)),  # less than a cube
+    ("v5e:8x16", (False, True)),
+    ("v6e-256", (True, True)),
+  ],
+)
+def test_rings_close_where_whole_cubes_or_pods_are_joined(name, rings):
+  assert topology.parse(name).rings == rings
+
+
 def test_links_follow_the_torus():
   pod = topology.parse("v5p:4x4x8")
   line = lambda axis, n: [

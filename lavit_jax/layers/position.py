@@ -42,7 +42,9 @@ def rotate(
   half = x.shape[-1] // 2
   frequency = frequencies(half, base, scaling)
   angle = positions[..., None].astype(jnp.float32) * frequency  # [B, T, H/2]
-  sin, cos = jnp.sin(angle)[:, :, None], jnp.cos(angle)[:, :, None]
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  # Angles need float32; what they turn does not, and a product that ends in float32
+  # queries writes twice the bytes. The reference turns in its compute dtype as well.
+  sin, cos = (wave(angle)[:, :, None].astype(x.dtype) for wave in (jnp.sin, jnp.cos))
+  first, second = jnp.split(x, 2, axis=-1)
   turned = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+  return jnp.concatenate(turned, axis=-1)

@@ -26,7 +26,8 @@ class Chip:
     bandwidth: HBM bytes/s.
     link: bytes/s of one inter-chip link, one way.
     dims: dimensions of the torus.
-    wrap: a ring closes along an axis whose size is a multiple of this.
+    wrap: a ring closes along an axis whose size is a multiple of this; in a 3-D torus
+      only where every axis is, since optical switches join whole cubes.
     clock: Hz, to read the compiler's cycles.
     cores: TensorCores that its product name counts per chip.
     product: product name, e.g. "v5litepod".
@@ -101,6 +102,12 @@ class Topology:
     """Chips of all slices."""
     return math.prod(self.shape) * self.slices
 
+  @property
+  def rings(self) -> tuple[bool, ...]:
+    """Along which dimensions of a slice the links close to a ring."""
+    closed = tuple(size % self.chip.wrap == 0 for size in self.shape)
+    return closed if self.chip.dims == 2 else (all(closed),) * self.chip.dims
+
   def __str__(self) -> str:
     shape = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
     return shape if self.slices == 1 else f"{self.slices} slices of {shape}"
@@ -155,7 +162,9 @@ def devices(topology: Topology) -> list[Any]:
   from jax.experimental import topologies
 
   shape = "x".join(map(str, topology.shape))
-  options = {}
+  # The compiler assumes open ends unless told; without rings it cannot gather along a
+  # whole cube and adds up padded copies instead.
+  options: dict[str, Any] = {"wrap": (*topology.rings, False)[:3]}
   if topology.slices > 1:
     options["num_slices"] = topology.slices
   if topology.chip.name == "v4":
@@ -214,7 +223,7 @@ def bandwidth(topology: Topology, places: list[tuple[int, ...]]) -> float:
   if spans[0] > 1:
     return NETWORK
   chip, links = topology.chip, 0
-  for span, size in zip(spans[1:], topology.shape):
+  for span, size, closed in zip(spans[1:], topology.shape, topology.rings):
     if span > 1:
-      links += 2 if span == size and size % chip.wrap == 0 else 1
+      links += 2 if span == size and closed else 1
   return chip.link * max(links, 1)
