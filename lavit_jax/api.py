@@ -65,13 +65,13 @@ class LaVIT:
 
     Args:
       path: the `model` folder that a finished `train` wrote.
-      mesh: devices to spread over; the first device when None.
+      mesh: devices to spread over; the first of this host when None.
       seed: seed of drawing; patch selection follows from the picture alone.
       dtype: compute dtype; bfloat16 when None, float32 on a CPU. Pictures get the
         codes of `tokenize` when both compute in one dtype.
       batch_size: requests per program call.
     """
-    mesh = mesh or sharding.make_mesh({}, jax.devices()[:1])
+    mesh = mesh or sharding.make_mesh({}, jax.local_devices()[:1])
     sharding.check_divides(mesh, batch_size=(batch_size, ("data", "fsdp")))
     dtype = dtype or tokenizing.default_dtype(mesh)
     coder = tokenizing.load(str(path), mesh, dtype)

@@ -1,9 +1,11 @@
-"""Evaluates by a benchmark's own files: `python -m lavit_jax.evaluate_model TASK`.
+r"""Evaluates by a benchmark's own files: `python -m lavit_jax.evaluate_model TASK`.
 
     python -m lavit_jax.evaluate_model caption --model=DIR --annotations=test.json \
         --images=DIR --target=DIR [--truth=coco_karpathy_test_gt.json]
-    python -m lavit_jax.evaluate_model vqa ... --protocol=vqa|gqa|vizwiz [--lemmas]
-    python -m lavit_jax.evaluate_model text_to_image ... --n=4 [--ranker=DIR]
+    python -m lavit_jax.evaluate_model vqa ... --protocol=vqa|gqa|vizwiz \
+        [--lemmas --min_new=1]
+    python -m lavit_jax.evaluate_model text_to_image ... --n=4 [--ranker=DIR] \
+        [--inception=FILE]
     python -m lavit_jax.evaluate_model tokenizer ...
 
 Writes TARGET/TASK.json: the figure together with prompt, decoding, split and versions,
@@ -70,7 +72,7 @@ def run(
   facts = {
     "task": name,
     "model": model,
-    "split": {"file": pathlib.Path(split).name, "sha256": _checksum(split)},
+    "split": _identity(split),
     "settings": task.settings,
   }
   index, count = jax.process_index(), jax.process_count()
@@ -132,8 +134,18 @@ def _read_part(path: pathlib.Path, facts: dict) -> dict[Any, Any]:
   return {line["id"]: line["result"] for line in map(json.loads, whole[1:])}
 
 
-def _checksum(path: str) -> str:
-  return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+def _identity(path: str) -> dict[str, str]:
+  """Name and checksum of a file that a figure rests on."""
+  try:
+    content = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise ValueError(
+      f"expected a file at {path}, got: {error.strerror}; check the path"
+    ) from error
+  return {
+    "file": pathlib.Path(path).name,
+    "sha256": hashlib.sha256(content).hexdigest(),
+  }
 
 
 def _versions() -> dict[str, str]:
@@ -156,19 +168,23 @@ def make_task(name: str, model: LaVIT, given: Any) -> Task:
       {"prompt": given.prompt, "decoding": "beam 2, 8 to 36 tokens"},
     )
   if name == "vqa":
+    how = (given.protocol, given.lemmas, given.min_new)
     return Task(
-      *model_tasks.answering(model, folder, given.protocol, given.lemmas),
+      *model_tasks.answering(model, folder, *how),
       {
         "prompt": "Question: {} Answer:",
         "protocol": given.protocol,
-        "decoding": "beam 5, 2 to 10 tokens, length penalty 0",
+        "decoding": f"beam 5, {given.min_new} to 10 tokens, length penalty 0",
         "lemmas": given.lemmas,
       },
     )
   if name == "text_to_image":
     how = dict(n=given.n, guidance=given.guidance, top_k=given.top_k, seed=given.seed)
-    found = model_tasks.drawing(model, folder, given.target, given.ranker, **how)
+    judges = (given.ranker, given.inception)
+    found = model_tasks.drawing(model, folder, given.target, *judges, **how)
     facts = {"prompt": "{}", "temperature": 1.0, "ranker": given.ranker or given.model}
+    if given.inception:
+      facts["inception"] = _identity(given.inception)
     return Task(*found, how | facts)
   return Task(*model_tasks.tokenizing(model, folder), {"selection": "sampled"})
 
@@ -183,8 +199,10 @@ def define_flags() -> None:
   flags.DEFINE_string("truth", "", "COCO file of reference captions, for CIDEr.")
   flags.DEFINE_enum("protocol", "vqa", vqa_protocol.PROTOCOLS, "Asking and scoring.")
   flags.DEFINE_bool("lemmas", False, "Lemmatize answers as the reference (spaCy).")
+  flags.DEFINE_integer("min_new", 2, "Least ids of an answer.", lower_bound=0)
   flags.DEFINE_integer("n", 4, "Drawings per text; the best by score counts.")
   flags.DEFINE_string("ranker", "", "Imported CLIP that scores; else own stage 0.")
+  flags.DEFINE_string("inception", "", "Weight file of Inception, for the FID.")
   flags.DEFINE_float("guidance", 1.5, "Guidance of the codes.")
   flags.DEFINE_integer("top_k", 300, "Codes to sample from.")
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")

@@ -5,14 +5,16 @@ values, and entries with their values to figures. A value depends on its record 
 so the work can be split in any way.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
-from lavit_jax import pictures, ranking
+from lavit_jax import inception_features, pictures, ranking
 from lavit_jax.api import LaVIT
 from lavit_jax.data import shards
 from lavit_jax.evaluate import (
@@ -23,6 +25,7 @@ from lavit_jax.evaluate import (
   vqa,
   vqa_protocol,
 )
+from lavit_jax.generate import tasks
 from lavit_jax.stages import frozen_parts
 
 CHUNK = 256  # pictures in memory at a time
@@ -51,14 +54,20 @@ def captioning(model: LaVIT, folder: str, prompt: str, target: str, truth: str) 
   return predict, summarize
 
 
-def answering(model: LaVIT, folder: str, protocol: str, with_lemmas: bool) -> Made:
-  """Answers to questions; the figure is the protocol's accuracy in percent."""
+def answering(
+  model: LaVIT, folder: str, protocol: str, with_lemmas: bool, min_new: int
+) -> Made:
+  """Answers to questions; the figure is the protocol's accuracy in percent.
+
+  `min_new` is the least number of ids in an answer: 2 in the reference.
+  """
   lemmatize = lemmas.load_lemmatizer() if with_lemmas else lambda text: text
+  ask = functools.partial(model.answer, how=tasks.answer(min_new=min_new))
 
   def predict(entries):
     questions = [entry["question"] for entry in entries]
     shown = _paths(folder, entries)
-    found = vqa_protocol.predict(model.answer, protocol, shown, questions)
+    found = vqa_protocol.predict(ask, protocol, shown, questions)
     return [lemmatize(text) for text in found]
 
   def summarize(entries, said):
@@ -69,16 +78,25 @@ def answering(model: LaVIT, folder: str, protocol: str, with_lemmas: bool) -> Ma
 
 
 def drawing(
-  model: LaVIT, folder: str, target: str, ranker: str, n: int, **how: Any
+  model: LaVIT,
+  folder: str,
+  target: str,
+  ranker: str,
+  inception: str,
+  n: int,
+  **how: Any,
 ) -> Made:
   """Drawings of texts, the best of n kept in TARGET/drawings.
 
-  `ranker` is the folder of `ranking.scorer_of`, `how` the arguments of `LaVIT.draw`.
+  `ranker` is the folder of `ranking.scorer_of`, `inception` the file of
+  `inception_features.extractor` or empty, `how` the arguments of `LaVIT.draw`.
   Figures: the mean score of the kept drawings beside that of shuffled texts, and the
   Frechet distance between mean encoder features of drawn and true pictures.
   """
   drawn = pathlib.Path(target) / "drawings"
-  scorer = ranking.scorer_of(model, ranker)
+  scorer, extract = ranking.scorer_of(model, ranker), None
+  if inception:  # before hours of drawing: a wrong file ends it here
+    extract = inception_features.extractor(inception, model.batch_size)
 
   def predict(entries):
     drawn.mkdir(parents=True, exist_ok=True)
@@ -92,13 +110,20 @@ def drawing(
     files = [drawn / f"{entry['id']:08d}.png" for entry in entries]
     other = [entry["text"] for entry in entries[1:] + entries[:1]]
     shuffled = scorer(files, other)
-    sides = (mean_features(model, paths) for paths in (files, _paths(folder, entries)))
-    return {
+    true = _paths(folder, entries)
+    sides = (mean_features(model, paths) for paths in (files, true))
+    figures = {
       "clip_score": float(np.mean(said)),
       "clip_score_of_other_texts": float(np.mean(shuffled)),
       "frechet_of_encoder_features": frechet.distance(*sides),
       "drawings": len(said),
     }
+    if extract is not None:
+      with Image.open(files[0]) as first:
+        side = first.width  # true pictures are squashed to the size of drawn ones
+      sides = (extract(paths, side) for paths in (files, true))
+      figures["fid"] = frechet.distance(*sides)
+    return figures
 
   return predict, summarize
 

@@ -1,6 +1,7 @@
 """Evaluation by annotation files: what is asked, how it is scored, shared and kept."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -93,8 +94,13 @@ class FakeModel:
   def caption(self, paths, prompt):
     return [f"{prompt}{path.stem}" for path in paths]
 
-  def answer(self, paths, questions):
+  def answer(self, paths, questions, how):
+    assert how.settings.min_new == 1
     return [path.stem for path in paths]
+
+  def draw(self, texts, n, guidance):
+    colors = [(40 * i, 0, 0) for i in range(len(texts) * n)]
+    return [Image.new("RGB", (24, 24), color) for color in colors]
 
 
 def evaluation(tmp_path, calls=None):
@@ -104,7 +110,9 @@ def evaluation(tmp_path, calls=None):
     for i in range(8)
   ]
   split = written(tmp_path / "vqa.json", entries)
-  predict, summarize = model_tasks.answering(FakeModel(), str(tmp_path), "vqa", False)
+  predict, summarize = model_tasks.answering(
+    FakeModel(), str(tmp_path), "vqa", False, 1
+  )
 
   def counted(own):
     if calls is not None:
@@ -169,6 +177,38 @@ def test_captions_are_written_for_coco(tmp_path):
   assert made[1](entries, said) == {"captions": 2, "words_per_caption": 2.0}
   stored = json.loads((tmp_path / "caption-coco.json").read_text())
   assert stored[1] == {"image_id": 2, "caption": "a cat_2"}
+
+
+def test_the_best_drawings_are_kept_and_scored(tmp_path, monkeypatch):
+  red = lambda pictures: np.array([np.asarray(p)[0, 0, 0] for p in pictures], float)
+  opened = lambda paths: red([Image.open(path) for path in paths])
+  scorer = lambda made, texts: red(
+    [Image.open(x) if isinstance(x, pathlib.Path) else x for x in made]
+  )
+  sides = []
+
+  def extract(paths, side):
+    sides.append(side)
+    return np.stack([opened(paths), opened(paths) ** 2], axis=1)
+
+  FakeModel.batch_size = 2
+  monkeypatch.setattr(model_tasks.ranking, "scorer_of", lambda model, folder: scorer)
+  monkeypatch.setattr(
+    model_tasks.inception_features, "extractor", lambda file, rows: extract
+  )
+  monkeypatch.setattr(model_tasks, "mean_features", lambda m, p: extract(p, 0))
+  entries = [{"image": f"{i}.png", "text": "x", "id": i} for i in range(3)]
+  for i in range(3):
+    Image.new("RGB", (5, 5), (9 + i, 0, 0)).save(tmp_path / f"{i}.png")
+  predict, summarize = model_tasks.drawing(
+    FakeModel(), str(tmp_path), str(tmp_path), "", "weights.pth", 2, guidance=1.5
+  )
+  said = predict(entries)
+  assert said == [40.0, 120.0, 200.0]  # the second, fourth and sixth of all
+  figures = summarize(entries, said)
+  assert figures["clip_score"] == 120.0 and figures["drawings"] == 3
+  assert figures["fid"] == pytest.approx(figures["frechet_of_encoder_features"])
+  assert figures["fid"] > 100 and sides == [0, 0, 24, 24]
 
 
 def test_tokenizer_figures_of_pictures(tmp_path, visual_tokenizer_directory):
