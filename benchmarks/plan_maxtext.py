@@ -28,8 +28,9 @@ MAXTEXT = flags.DEFINE_string("maxtext", None, "Python of MaxText's environment.
 WORK = flags.DEFINE_string("work", "/tmp/plan_maxtext", "Folder for the programs.")
 PODS = flags.DEFINE_list("pods", ["v5e-64", "v5p-128", "v6e-64"], "Pods of 64 chips.")
 ROWS = flags.DEFINE_list("rows", ["1", "4"], "Rows per chip.")
+CHUNKS = flags.DEFINE_integer("chunks", 8, "Pieces of our loss; one keeps the logits.")
 
-WORDS, PADDED, LENGTH, CHUNKS = 48_386, 48_512, 2048, 8
+WORDS, PADDED, LENGTH = 48_386, 48_512, 2048
 
 
 def trunk_step(mesh: Mesh, rows: int) -> programs.Program:
@@ -53,7 +54,7 @@ def trunk_step(mesh: Mesh, rows: int) -> programs.Program:
       hidden = model.apply({"params": params}, batch, method=hidden_of)
       head, targets = params["head"]["kernel"], sequence.next_tokens(batch["tokens"])
       mask = batch["loss_mask"]
-      found = losses.next_token(hidden, head, targets, mask, WORDS, CHUNKS)
+      found = losses.next_token(hidden, head, targets, mask, WORDS, CHUNKS.value)
       return found.losses.sum() / found.count
 
     loss, grads = jax.value_and_grad(loss_fn)(state.params)
@@ -113,7 +114,8 @@ def compare(name: str, rows: int, work: pathlib.Path) -> None:
   """Compiles what is missing and prints one pair."""
   pod = topology.parse(name)
   mesh = sharding.make_mesh({"fsdp": -1}, topology.devices(pod))
-  theirs, ours = (work / f"{side}_{name}_{rows}" for side in ("maxtext", "ours"))
+  theirs = work / f"maxtext_{name}_{rows}"
+  ours = work / f"ours_{name}_{rows}_{CHUNKS.value}"
   if not theirs.with_suffix(".json").exists():
     script = pathlib.Path(__file__).with_name("maxtext_program.py")
     command = [MAXTEXT.value, str(script), name, str(rows), str(theirs)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lavit_jax import losses
+from lavit_jax.planning import traced
 
 B, L, D, V, SIZE = 2, 5, 4, 12, 10  # ten real ids, two of padding
 
@@ -45,6 +46,28 @@ def test_chunks_of_the_vocabulary_change_nothing(chunks):
   np.testing.assert_array_equal(split.correct, whole.correct)
   for a, b in zip(split_grads, grads):
     np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_one_chunk_is_kept_and_several_are_computed_again():
+  hidden, head, targets, mask = example()
+
+  def flops(chunks):
+    run = lambda *args: losses.next_token(
+      *args, targets, mask, SIZE, chunks
+    ).losses.sum()
+    return traced.flops(jax.jit(jax.grad(run, (0, 1))).trace(hidden, head).jaxpr)
+
+  assert flops(1) == 3 * 2 * B * L * D * V
+  assert flops(2) == 4 * 2 * B * L * D * V
+
+
+def test_the_heads_gradient_is_a_product_in_the_compute_dtype():
+  hidden, head, *_ = example()
+  wide = (hidden.astype("bfloat16"), head.astype("bfloat16"))
+  run = lambda *args: losses.token_logits(*args).sum()
+  products = str(jax.make_jaxpr(jax.grad(run, (0, 1)))(*wide))
+  kinds = [line for line in products.splitlines() if "dot_general" in line]
+  assert sum(":bf16" in line for line in kinds) == 2, products
 
 
 @pytest.mark.parametrize("chunks", [1, 6])
