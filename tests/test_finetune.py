@@ -8,6 +8,7 @@ import golden_data
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 import toy_run
 from test_meshes import BATCH, mesh_of, run_step
@@ -259,6 +260,27 @@ def test_the_merged_model_loads_and_exports_like_any_other(finished, tmp_path):
   query = np.asarray(query["blocks.1.attention.query.kernel"]).reshape(64, 64)
   found = np.asarray(exported["model.layers.1.self_attn.q_proj.weight"])
   assert np.sort(found.ravel()).tolist() == np.sort(query.ravel()).tolist()
+
+
+def test_a_published_directory_is_merged_into_a_model_directory(tmp_path):
+  source, target = tmp_path / "published", tmp_path / "model"
+  published.write_whole_lavit(source, ".safetensors")
+  kernel = model_directory.read_part(source, "llama").params["blocks"]["mlp"]["up"]
+  layers, inputs, outputs = kernel["kernel"].shape
+  pair = {
+    "lora_a": np.ones((layers, inputs, 1), np.float32),
+    "lora_b": np.ones((layers, 1, outputs), np.float32),
+  }
+  params = {adapters.ROOT: {"llama": {"blocks": {"mlp": {"up": pair}}}}}
+  finetune.save(params, 0.5, str(source), str(target))
+  parts = model_directory.read_manifest(source)["parts"]
+  assert model_directory.read_manifest(target)["parts"].keys() == parts.keys()
+  for name in parts:
+    new = model_directory.part_tensors(target, name)
+    for key, tensor in model_directory.part_tensors(source, name).items():
+      more = 0.5 if name == "llama" and key.endswith("mlp.up.kernel") else 0.0
+      wanted = np.asarray(tensor) + np.float32(more)
+      np.testing.assert_array_equal(new[key], wanted, err_msg=f"{name}/{key}")
 
 
 def test_old_data_needs_a_folder_and_a_share(run_config):

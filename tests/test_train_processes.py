@@ -19,13 +19,16 @@ QUICK = dict(eval_every=0, checkpoint_every=0)
 class Run:
   """Processes of one run: the same command for the same folder resumes it."""
 
-  def __init__(self, workdir: pathlib.Path, stage: str, data, model, **changes):
+  def __init__(
+    self, workdir: pathlib.Path, stage: str, prepared, base, heartbeat=300, **changes
+  ):
     self.workdir = workdir
     self.task = dict(
       stage=stage,
-      data=str(data),
-      model=str(model),
+      data=str(prepared),
+      model=str(base),
       workdir=str(workdir),
+      heartbeat=heartbeat,
       changes=changes,
     )
 
@@ -126,7 +129,7 @@ def test_sigterm_to_one_of_two_saves_and_exits_0_and_resuming_compiles_nothing(
 @pytest.mark.slow
 def test_killed_at_random_moments_ends_where_the_whole_run_does(language):
   """Ten kills of either or both; LAVIT_KILLS sets another number."""
-  changes = dict(num_steps=400, eval_every=0, checkpoint_every=15)
+  changes = dict(num_steps=300, eval_every=0, checkpoint_every=15, heartbeat=10)
   whole, killed = language("uncut", **changes), language("killed", **changes)
   whole.finish(2)
   rng = np.random.default_rng(0)
@@ -154,6 +157,7 @@ LAYOUTS = (
 def test_two_then_one_then_four_processes_on_three_meshes(language):
   """Float32 over 50 steps: as the run that stays on one mesh."""
   changes = dict(num_steps=50, batch_size=8, eval_every=0, checkpoint_every=10)
+  changes |= dict(data=dict(eval_rows=8))
   single = language("single", mesh=LAYOUTS[0], **changes)
   single.finish(1)
   for processes, mesh, step in zip((2, 1, 4), LAYOUTS, (17, 34, 50), strict=True):
@@ -164,7 +168,9 @@ def test_two_then_one_then_four_processes_on_three_meshes(language):
       started[0].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=300)[0] for process in started]
     assert all(process.returncode == 0 for process in started), said
-  np.testing.assert_allclose(part.losses(), single.losses(), atol=1e-5)
+  largest = np.abs(np.subtract(part.losses(), single.losses())).max()
+  print(f"largest difference of {len(single.losses())} losses: {largest:.2e}")
+  assert largest <= 1e-5
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
 """One process of a run on several: `python train_process.py PORT PROCESSES INDEX JSON`.
 
 The JSON names the stage, the folders of its data and of the model it starts from, the
-run directory, and changes to the config. The eight devices are shared out evenly. Every
-step's loss goes to metrics.jsonl.
+run directory, changes to the config, and the seconds after which a silent process
+counts as dead. The eight devices are shared out evenly. Every step's loss goes to
+metrics.jsonl.
 """
 
 import json
@@ -38,7 +39,8 @@ def main(port: str, processes: str, index: str, text: str) -> None:
 
   jax.config.update("jax_default_matmul_precision", "highest")
   given = [f"--coordinator=localhost:{port}", f"--hosts={count}", f"--host={index}"]
-  flags.FLAGS(["train", "--heartbeat_timeout=10"] + (given if count > 1 else []))
+  given = [f"--heartbeat_timeout={task['heartbeat']}", *given]
+  flags.FLAGS(["train"] + (given if count > 1 else []))
   hosts.start()
   counter = compile_cache.Counter()
   train.run(config_of(task), task["workdir"])
