@@ -7,10 +7,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-METRICS = ("CIDEr", "SPICE", "METEOR", "ROUGE_L", "Bleu_4")
 
-
-def score(results: pathlib.Path, truth: str) -> dict[str, float]:
+def score(results: pathlib.Path, truth: str) -> dict[str, Any]:
   """Scores a results file as COCO does.
 
   Args:
@@ -18,25 +16,70 @@ def score(results: pathlib.Path, truth: str) -> dict[str, float]:
     truth: COCO annotation file of the references.
 
   Returns:
-    Value by metric name, those of METRICS that could be computed (SPICE and METEOR
-    need Java).
+    Value by metric: CIDEr, ROUGE_L, Bleu_4, METEOR, SPICE. One that cannot run here
+    (SPICE fetches its own models when it is first used) stands in "not_computed".
   """
   try:
-    from pycocoevalcap.eval import COCOEvalCap
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
     from pycocotools.coco import COCO
   except ImportError as error:
     raise ValueError(
       f"expected pycocoevalcap for caption metrics, got: {error}; pip install"
       " pycocoevalcap, or leave out --truth and keep the results file"
     ) from error
+  said = json.loads(results.read_text())
   with contextlib.redirect_stdout(io.StringIO()):
-    coco = COCO(truth)
-    judge = COCOEvalCap(coco, coco.loadRes(str(results)))
-    judge.params["image_id"] = [
-      entry["image_id"] for entry in json.loads(results.read_text())
-    ]
-    judge.evaluate()
-  return {name: float(judge.eval[name]) for name in METRICS if name in judge.eval}
+    references = _references(COCO, truth, [entry["image_id"] for entry in said])
+    try:
+      words = PTBTokenizer()
+      truths = words.tokenize(references)
+      found = words.tokenize({entry["image_id"]: [entry] for entry in said})
+    except OSError as error:
+      raise ValueError(
+        f"expected Java, which cuts captions into words here, got: {error}; install a"
+        " Java runtime, or leave out --truth"
+      ) from error
+    return _scores(truths, found)
+
+
+def _references(reader, truth: str, numbers: list[int]) -> dict[int, list[dict]]:
+  """The references of every picture, read by pycocotools."""
+  try:
+    coco = reader(truth)
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f"expected a COCO annotation file of captions in {truth}, got: {error!r}; check"
+      " --truth"
+    ) from error
+  found = {number: coco.imgToAnns[number] for number in numbers}
+  without = [number for number, own in found.items() if not own]
+  if without:
+    raise ValueError(
+      f"expected references of every picture in {truth}, got none for {without[:5]},"
+      f" {len(without)} in all; use the truth that belongs to the annotations"
+    )
+  return found
+
+
+def _scores(truths: Mapping[int, list[str]], found: Mapping[int, list[str]]) -> dict:
+  """Every metric that runs, in the order of what matters."""
+  from pycocoevalcap.bleu.bleu import Bleu
+  from pycocoevalcap.cider.cider import Cider
+  from pycocoevalcap.meteor.meteor import Meteor
+  from pycocoevalcap.rouge.rouge import Rouge
+  from pycocoevalcap.spice.spice import Spice
+
+  judges = {"CIDEr": Cider, "ROUGE_L": Rouge, "Bleu_4": lambda: Bleu(4)}
+  judges |= {"METEOR": Meteor, "SPICE": Spice}
+  figures, missing = {}, {}
+  for name, make in judges.items():
+    try:
+      value, _ = make().compute_score(truths, found)
+    except Exception as error:  # of a Java program, a download: anything
+      missing[name] = str(error)[:200]
+    else:
+      figures[name] = float(value[-1] if isinstance(value, list) else value)
+  return figures | ({"not_computed": missing} if missing else {})
 
 
 def results(found: Mapping[int, str]) -> list[dict[str, Any]]:
