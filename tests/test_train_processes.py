@@ -129,7 +129,7 @@ def test_sigterm_to_one_of_two_saves_and_exits_0_and_resuming_compiles_nothing(
 @pytest.mark.slow
 def test_killed_at_random_moments_ends_where_the_whole_run_does(language):
   """Ten kills of either or both; LAVIT_KILLS sets another number."""
-  changes = dict(num_steps=300, eval_every=0, checkpoint_every=15, heartbeat=10)
+  changes = dict(num_steps=60, eval_every=0, checkpoint_every=4, heartbeat=10)
   whole, killed = language("uncut", **changes), language("killed", **changes)
   whole.finish(2)
   rng = np.random.default_rng(0)
