@@ -56,13 +56,16 @@ def get_config(variant: str = "sd15"):
     )
     config.update(dict(ratios=pixels.RATIOS, accumulate=32))
   if variant == "tiny":
-    config.model.head = dict(condition_dim=config.model.unet.context_dim)
+    own = config.model.unet
+    config.model.head = dict(
+      condition_dim=own.context_dim, hidden_dim=512, grid_dim=own.grid_dim
+    )
     # A fixed transform stands for the VAE, see models/patch_latents.py.
     del config.model.vae
     config.model.patch_latents = patch_latents.VARIANTS["tiny"]
-    config.update(dict(num_steps=1100, batch_size=16, accumulate=1, ema_decay=0.99))
+    config.update(dict(num_steps=2400, batch_size=16, accumulate=1, ema_decay=0.99))
     config.ratios = {"1:1": (64, 64)}
-    config.sampling.update(dict(steps=10, guidance=2.0, solver="dpm"))
+    config.sampling.update(dict(steps=10, guidance=3.0, solver="dpm"))
     # At high noise, where the condition decides, epsilon gives it next to no weight.
     config.scheduler.prediction_type = "v_prediction"
     config.scheduler.timestep_spacing = "trailing"  # starts where training ends

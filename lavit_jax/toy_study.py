@@ -21,8 +21,6 @@ from lavit_jax.stages import frozen_parts, patch_words, tokenizing
 
 BATCH_SIZE = 64
 SHOWN = 8  # examples of a kind in the report
-# The most probable code each time: a request leaves little open in this world.
-DRAWING = {"guidance": 2.0, "temperature": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,12 +261,12 @@ def _next_of_its_sort(scene: np.ndarray) -> np.ndarray:
 def _study_drawings(model, heads, novel: bool, count: int, size: int):
   """Draws requests, reads the drawn features: figures, first examples, all codes."""
   asked = toy_language.requests(novel, count)
-  codes = model.draw_codes([request.prompt for request in asked], **DRAWING)
+  codes = model.draw_codes([request.prompt for request in asked], **pixel_study.DRAWING)
   features = model.decode_features(codes)
   reading = toy_reading.read(toy_reading.word_logits(heads, features))
   tokens = [len(own) for own in codes]
   figures = toy_language.drawn_figures(asked, reading, tokens, novel)
-  figures = {name: value | DRAWING for name, value in figures.items()}
+  figures = {name: value | pixel_study.DRAWING for name, value in figures.items()}
   words = lambda color, shape, cell: (
     f"{color} {shape}, {language.POSITIONS[cell // world.CELLS][cell % world.CELLS]}"
   )

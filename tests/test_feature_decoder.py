@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lavit_jax.layers import linear
-from lavit_jax.models import feature_decoder
+from lavit_jax.models import condition_heads, feature_decoder
 from lavit_jax.weights import visual_tokenizer
 
 SIZES = dict(
@@ -37,9 +37,9 @@ def golden_decoder(state, dims):
     dtype="float32",
   )
   if "unet_proj.weight" in state:
-    head = feature_decoder.LowResHead(state["unet_proj.weight"].shape[0], "float32")
+    head = condition_heads.LowResHead(state["unet_proj.weight"].shape[0], "float32")
     return decoder, head, visual_tokenizer.LOWRES
-  head = feature_decoder.HighResHead(
+  head = condition_heads.HighResHead(
     first_dim=state["unet_proj_1.weight"].shape[0],
     second_dim=state["unet_proj_2.weight"].shape[0],
     pooled_dim=state["unet_attnpool.c_proj.weight"].shape[0],
@@ -150,21 +150,38 @@ def test_initial_scales():
 def test_gradient_reaches_every_leaf():
   model, params, vectors, lengths = small(lengths=(6, 5), size=6)
   heads = {
-    "low": feature_decoder.LowResHead(6, "float32"),
-    "high": feature_decoder.HighResHead(6, 10, 10, 2, 8, "float32"),
+    "low": condition_heads.LowResHead(6, "float32"),
+    "high": condition_heads.HighResHead(6, 10, 10, 2, 8, "float32"),
   }
+  square = condition_heads.GridHead(6, 5, 3, "float32")
   features = jnp.zeros((2, 6, 16))
   params = {"decoder": params}
   for name, head in heads.items():
     params[name] = golden_data.random_params(head, features)
+  params["square"] = golden_data.random_params(square, features[:, :4])
 
   def loss(params):
     x_rec = model.apply({"params": params["decoder"]}, vectors, lengths)
     low = heads["low"].apply({"params": params["low"]}, x_rec)
     embeds, pooled = heads["high"].apply({"params": params["high"]}, x_rec)
-    return sum(jnp.square(out - 1).sum() for out in (low, embeds, pooled))
+    both = square.apply({"params": params["square"]}, x_rec[:, :4])
+    return sum(jnp.square(out - 1).sum() for out in (low, embeds, pooled, *both))
 
   golden_data.assert_all_reached(golden_data.compiled(jax.grad(loss))(params))
+
+
+def test_a_grid_lies_as_the_patches_lie():
+  head = condition_heads.GridHead(6, 5, 3, "float32")
+  x_rec = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 2)), jnp.float32)
+  with pytest.raises(ValueError, match="a square of patches, got 6 of them"):
+    head.init(jax.random.key(0), x_rec)
+  params = golden_data.random_params(head, x_rec[:, :4])
+  _, grid = head.apply({"params": params}, x_rec[:, :4])
+  assert grid.shape == (1, 2, 2, 3)
+  moved = x_rec[:, :4].at[0, 2].add(1.0)
+  _, other = head.apply({"params": params}, moved)
+  changed = np.abs(other - grid)[0].max(-1) > 1e-3
+  np.testing.assert_array_equal(changed, [[False, False], [True, False]])
 
 
 def test_too_many_codes_are_refused():

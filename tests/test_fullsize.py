@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import pytest
 
 from lavit_jax.layers import linear
-from lavit_jax.models import feature_decoder, vit
+from lavit_jax.models import condition_heads, vit
 from lavit_jax.models.visual_tokenizer import VARIANTS, VisualTokenizer
 from lavit_jax.weights import eva, rules, visual_tokenizer
 
 HEADS = {
-  "lowres": feature_decoder.LowResHead(condition_dim=768),
-  "highres": feature_decoder.HighResHead(768, 1280, 1280, num_heads=16, head_dim=88),
+  "lowres": condition_heads.LowResHead(condition_dim=768),
+  "highres": condition_heads.HighResHead(768, 1280, 1280, num_heads=16, head_dim=88),
 }
 TABLES = {
   "encoder": eva.ENCODER,

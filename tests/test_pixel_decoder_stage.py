@@ -26,6 +26,7 @@ def config_of(**changes):
   config.update(dict(batch_size=BATCH, num_steps=4) | changes)
   config.model.unet = toy_pixels.UNET
   config.model.head = toy_pixels.HEAD
+  config.model.patch_latents = toy_pixels.LATENTS
   return config
 
 
@@ -88,8 +89,8 @@ def test_the_loss_is_the_error_of_what_the_schedule_predicts():
   clean, _ = modules.autoencoder.apply({}, data["image"] / 127.5 - 1, method="encode")
   alpha = modules.schedule.alphas_cumprod[time][:, None, None, None]
   noisy = np.sqrt(alpha) * clean + np.sqrt(1 - alpha) * noise
-  context = modules.head.apply({"params": params()["head"]}, features)
-  inputs = (jnp.asarray(noisy, jnp.float32), time, context)
+  context, grid = modules.head.apply({"params": params()["head"]}, features)
+  inputs = (jnp.asarray(noisy, jnp.float32), time, context, None, None, None, grid)
   found = golden_data.run(modules.unet, params()["unet"], *inputs)
   assert modules.schedule.prediction == "v_prediction"
   wanted = np.sqrt(alpha) * noise - np.sqrt(1 - alpha) * clean
@@ -251,7 +252,11 @@ def test_a_stage_reads_codes_steps_and_writes_a_decoder(stage, tmp_path):
 def test_mistakes_of_a_config_end_in_one_sentence(tokenized_data, tmp_path):
   config = config_of()
   config.model.head.condition_dim = 9
-  with pytest.raises(ValueError, match="width 8 .* head makes 9"):
+  with pytest.raises(ValueError, match="width 8, .* head makes .* width 9,"):
+    pixel_decoder.Modules(config)
+  config = config_of()
+  config.model.head = dict(condition_dim=8)
+  with pytest.raises(ValueError, match="grid width 5, .* and grid width 0;"):
     pixel_decoder.Modules(config)
   config = config_of()
   config.model.unet.channels = 4

@@ -22,8 +22,11 @@ def unet():
 
 def condition(count, seed=0):
   rng = np.random.default_rng(seed)
-  shape = (count, 6, toy_pixels.UNET["context_dim"])
-  return pixels.Condition(jnp.asarray(rng.normal(size=shape), jnp.float32))
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  context = normal(count, 6, toy_pixels.UNET["context_dim"])
+  return pixels.Condition(
+    context, grid=normal(count, 2, 2, toy_pixels.UNET["grid_dim"])
+  )
 
 
 def keys(*names):
@@ -58,8 +61,10 @@ def test_guidance_moves_from_the_unconditional_output(unet):
   given, start = condition(2), pixels.noise(keys(1, 2), SHAPE)
   step = pixels.SOLVERS["ddim"](SCHEDULE, 1)
   time = jnp.full(2, step.timesteps[0])
-  call = lambda context: model.apply({"params": params}, start, time, context)
-  full, bare = call(given.context), call(jnp.zeros_like(given.context))
+  call = lambda given: model.apply(
+    {"params": params}, start, time, *pixels.unet_inputs(given)
+  )
+  full, bare = call(given), call(jax.tree.map(jnp.zeros_like, given))
   row = jax.tree.map(lambda x: x[0], step)
   for guidance in (1.0, 4.0):
     output = bare + guidance * (full - bare)
@@ -76,7 +81,9 @@ def test_the_null_embedding_fills_its_slots_and_masks_the_rest():
   np.testing.assert_array_equal(free.mask[0], [True] * 4 + [False] * 2)
   zeros = pixels.unconditional(given, None)
   assert zeros.mask is None and not zeros.context.any()
+  assert not free.grid.any()
   mixed = pixels.choose(jnp.array([True, False]), free, given)
+  np.testing.assert_array_equal(mixed.grid, given.grid.at[0].set(0))
   np.testing.assert_array_equal(mixed.mask.sum(1), [4, 6])
   np.testing.assert_array_equal(mixed.context[1], given.context[1])
   with pytest.raises(ValueError, match="at most 6 slots"):
@@ -122,7 +129,7 @@ def test_a_condition_of_another_width_is_refused(unet):
 
 
 def test_slices_decode_as_the_whole():
-  vae = patch_latents.PatchLatents(**patch_latents.VARIANTS["tiny"])
+  vae = patch_latents.PatchLatents(**toy_pixels.LATENTS)
   latents = jax.random.normal(jax.random.key(1), (3, 16, 16, vae.latent_channels))
   one, all_ = (np.asarray(pixels.decode(vae, {}, latents, n)) for n in (1, 3))
   assert one.shape == (3, 64, 64, 3) and one.dtype == np.uint8
@@ -130,7 +137,7 @@ def test_slices_decode_as_the_whole():
 
 
 def test_patch_latents_lose_only_high_frequencies():
-  vae = patch_latents.PatchLatents(**patch_latents.VARIANTS["tiny"])
+  vae = patch_latents.PatchLatents(**toy_pixels.LATENTS)
   assert vae.latent_channels == 9
   latents = jax.random.normal(jax.random.key(1), (2, 3, 5, 9))
   apply = lambda x, method: vae.apply({}, x, method=method)

@@ -46,6 +46,14 @@ UNETS = {
     attention_head_dim=4,
     upcast_attention=True,
   ),
+  "a grid beside the latents": dict(
+    in_channels=4 + 5,
+    block_out_channels=(32, 48),
+    down_block_types=(DOWN, CROSS_DOWN),
+    up_block_types=(CROSS_UP, UP),
+    layers_per_block=1,
+    attention_head_dim=4,
+  ),
 }
 
 
@@ -72,6 +80,8 @@ def inputs_of(fields: dict, masked: bool) -> dict:
   )
   if masked:
     inputs["context_mask"] = np.arange(10) < np.array([[10], [7], [1]])
+  if fields["grid_dim"]:
+    inputs["grid"] = normal(3, side, 2 * side, fields["grid_dim"])
   if fields["pooled_dim"]:
     inputs["pooled"] = normal(3, fields["pooled_dim"])
     inputs["time_ids"] = np.array([[512, 640, 0, 8, 512, 512]] * 3, np.float32)
@@ -85,9 +95,10 @@ def peer_unet(model, inputs: dict) -> np.ndarray:
   added = None
   if "pooled" in tensors:
     added = {"text_embeds": tensors["pooled"], "time_ids": tensors["time_ids"]}
+  joined = [tensors[name] for name in ("latents", "grid") if name in tensors]
   with torch.no_grad():
     out = model(
-      tensors["latents"].permute(0, 3, 1, 2),
+      torch.cat(joined, -1).permute(0, 3, 1, 2),
       tensors["timesteps"],
       tensors["context"],
       encoder_attention_mask=tensors.get("context_mask"),

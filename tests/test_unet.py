@@ -25,6 +25,7 @@ SMALL = dict(
   time_id_dim=4,
   num_groups=4,
   linear_projection=True,
+  grid_dim=3,
 )
 SD15 = {
   "_class_name": "UNet2DConditionModel",
@@ -58,6 +59,8 @@ def abstract_inputs(fields: dict, batch: int = 1, side: int = 16) -> dict:
   )
   if fields["pooled_dim"]:
     inputs |= dict(pooled=shape(batch, fields["pooled_dim"]), time_ids=shape(batch, 6))
+  if fields.get("grid_dim"):
+    inputs["grid"] = shape(batch, side, side, fields["grid_dim"])
   return inputs
 
 
@@ -100,8 +103,9 @@ def test_the_table_covers_every_parameter(name):
   matches = rules.match_keys(table, shapes, target)
   assert {match.path for match in matches} == set(rules.flatten(target))
   assert unet.fields_from_config(stable_diffusion.unet_config(fields)) == {
-    **fields,
     "eps": 1e-5,
+    "grid_dim": 0,
+    **fields,
   }
 
 
@@ -127,12 +131,22 @@ def test_every_input_counts_but_masked_slots():
   params, inputs, call = small()
   out = call(params, inputs)
   assert out.shape == inputs["latents"].shape and out.dtype == jnp.float32
-  for name in ("latents", "timesteps", "context", "pooled", "time_ids"):
+  for name in ("latents", "timesteps", "context", "pooled", "time_ids", "grid"):
     moved = inputs | {name: inputs[name] + 1}
     assert not np.allclose(call(params, moved), out, atol=1e-3), name
   context = inputs["context"].copy()
   context[1, 3:] = 100.0
   np.testing.assert_array_equal(call(params, inputs | {"context": context}), out)
+
+
+def test_a_grid_is_stretched_to_the_latents():
+  latents = jnp.zeros((1, 4, 6, 2))
+  grid = jnp.arange(4.0).reshape(1, 2, 2, 1)
+  joined = unet._joined(latents, grid)
+  assert joined.shape == (1, 4, 6, 3)
+  corners = joined[0, ::3, ::5, 2]
+  np.testing.assert_allclose(corners, [[0, 1], [2, 3]], atol=1e-6)
+  np.testing.assert_array_equal(unet._joined(latents[:, :2, :2], grid)[..., 2:], grid)
 
 
 def test_a_picture_does_not_depend_on_its_batch():
@@ -159,6 +173,8 @@ def test_gradient_reaches_every_parameter():
     ({"latents": (1, 5, 4, 4)}, "multiples of 2"),
     ({"context": (1, 7, 9)}, "conditions of width 6, got 9"),
     ({"pooled": None}, "needs pooled condition and time ids"),
+    ({"grid": (1, 4, 4, 2)}, "grid condition of width 3, got 2"),
+    ({"grid": None}, "grid condition of width 3, got 0"),
   ],
 )
 def test_inputs_that_do_not_fit_are_refused(change, message):
@@ -177,7 +193,7 @@ def test_inputs_that_do_not_fit_are_refused(change, message):
     {"resnet_time_scale_shift": "scale_shift"},
     {"class_embed_type": "timestep"},
     {"down_block_types": ["AttnDownBlock2D"] * 4},
-    {"in_channels": 9},
+    {"in_channels": 3},
     {"layers_per_block": [1, 2, 2, 2]},
     {"attention_head_dim": [5, 10, 20]},
     {"a_feature_of_tomorrow": "on"},

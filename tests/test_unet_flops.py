@@ -43,6 +43,9 @@ def test_traced_products_equal_the_formula(name):
   ]
   if fields["pooled_dim"]:
     inputs += [shape(1, 256), shape(1, fields["pooled_dim"]), shape(1, 6)]
+  if fields.get("grid_dim"):
+    grid = shape(1, side, side, fields["grid_dim"])
+    inputs += [None] * (6 - len(inputs)) + [grid]
   model = unet.UNet(**fields)
   boxed = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x), *inputs)
   traced = jax.make_jaxpr(model.apply)(linear.split_boxes(boxed)[0], *inputs)

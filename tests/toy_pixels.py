@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lavit_jax.diffusion import schedule
-from lavit_jax.models import patch_latents
+from lavit_jax.models import condition_heads
 from lavit_jax.models import unet as unet_model
-from lavit_jax.models.feature_decoder import LowResHead
 from lavit_jax.weights import model_directory
 
 UNET = dict(
@@ -24,8 +23,10 @@ UNET = dict(
   time_id_dim=0,
   num_groups=4,
   linear_projection=False,
+  grid_dim=5,
 )
-HEAD = dict(condition_dim=8)
+HEAD = dict(condition_dim=8, hidden_dim=7, grid_dim=5)
+LATENTS = dict(factor=4, spreads=((1.5, 0.5), (0.6, 0.4)))
 SAMPLING = dict(steps=3, guidance=2.0, solver="dpm")
 
 
@@ -36,12 +37,13 @@ def unet() -> unet_model.UNet:
 @functools.cache
 def unet_params() -> dict:
   inputs = (jnp.zeros((1, 4, 4, 9)), jnp.zeros(1), jnp.zeros((1, 6, 8)))
-  return golden_data.random_params(unet(), *inputs)
+  grid = jnp.zeros((1, 2, 2, 5))
+  return golden_data.random_params(unet(), *inputs, None, None, None, grid)
 
 
 def parts(width: int) -> dict[str, model_directory.Part]:
   """Parts of a model directory whose features have this width."""
-  head = LowResHead(**HEAD, dtype="float32")
+  head = condition_heads.make(HEAD, "float32")
   params = golden_data.random_params(head, jnp.zeros((1, 4, width)))
   facts = {
     "head": HEAD,
@@ -53,5 +55,5 @@ def parts(width: int) -> dict[str, model_directory.Part]:
   return {
     "unet": part(jax.device_get(unet_params()), UNET),
     "condition": part(params, facts),
-    "patch_latents": part({}, patch_latents.VARIANTS["tiny"]),
+    "patch_latents": part({}, LATENTS),
   }

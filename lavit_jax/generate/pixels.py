@@ -45,12 +45,20 @@ class Condition:
     mask: bool[B, S] slots that hold something; None when all do.
     pooled: float[B, E], SDXL type only.
     time_ids: float[B, 6] original size, crop and target size, SDXL type only.
+    grid: float[B, p, q, Dg] where it lies, for U-Nets that have a grid condition.
   """
 
   context: jax.Array
   mask: jax.Array | None = None
   pooled: jax.Array | None = None
   time_ids: jax.Array | None = None
+  grid: jax.Array | None = None
+
+
+def unet_inputs(condition: Condition) -> tuple[jax.Array | None, ...]:
+  """What follows latents and time in a call of the U-Net."""
+  c = condition
+  return c.context, c.mask, c.pooled, c.time_ids, c.grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +142,9 @@ def null_context(
 def unconditional(condition: Condition, embedding: jax.Array | None) -> Condition:
   """The condition of the other guidance stream; it keeps the picture's sizes."""
   context, mask = null_context(condition.context, embedding)
-  pooled = None if condition.pooled is None else jnp.zeros_like(condition.pooled)
-  return Condition(context, mask, pooled, condition.time_ids)
+  empty = lambda x: None if x is None else jnp.zeros_like(x)
+  pooled, grid = empty(condition.pooled), empty(condition.grid)
+  return Condition(context, mask, pooled, condition.time_ids, grid)
 
 
 def choose(pick: jax.Array, first: Condition, second: Condition) -> Condition:
@@ -149,6 +158,7 @@ def choose(pick: jax.Array, first: Condition, second: Condition) -> Condition:
     either(full(first), full(second)) if masked else None,
     either(first.pooled, second.pooled),
     either(first.time_ids, second.time_ids),
+    either(first.grid, second.grid),
   )
 
 
@@ -195,12 +205,10 @@ def sample(
 
 def _predictor(unet, params, condition: Condition) -> Callable:
   """(latents [B, h, w, C], training step) -> the U-Net's output."""
-  c = condition
 
   def predict(latents, timestep):
     time = jnp.full(len(latents), timestep)
-    inputs = (latents, time, c.context, c.mask, c.pooled, c.time_ids)
-    return unet.apply({"params": params}, *inputs)
+    return unet.apply({"params": params}, latents, time, *unet_inputs(condition))
 
   return predict
 

@@ -2,21 +2,15 @@
 
 vectors f[B, S, C] left-packed codebook rows -> x_rec f[B, P, D], the reconstruction
 of the raw patch features. Codes carry their rank, not their place in the image: the
-layout is inferred from content. Heads turn x_rec into a U-Net's condition.
+layout is inferred from content. `condition_heads` turns x_rec into a condition.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lavit_jax.layers import attention, linear, mlp, norm, stack
-from lavit_jax.models.attention import (
-  CrossAttention,
-  SelfAttention,
-  from_heads,
-  softmax,
-  to_heads,
-)
+from lavit_jax.layers import linear, mlp, norm, stack
+from lavit_jax.models.attention import CrossAttention, SelfAttention, softmax
 from lavit_jax.sharding import constrain
 
 EPS = 1e-5
@@ -175,97 +169,3 @@ class FeatureDecoder(nn.Module):
     x = norm.LayerNorm(EPS, name="norm")(x)
     self.sow("intermediates", "norm_out", x)
     return TaskLayer(dim, self.dtype, name="decode_task_layer")(x)
-
-
-class LowResHead(nn.Module):
-  """The condition of a Stable Diffusion 1.5 U-Net.
-
-  Attributes:
-    condition_dim: width of its cross attention, 768.
-    dtype: compute dtype.
-  """
-
-  condition_dim: int
-  dtype: str = "bfloat16"
-
-  @nn.compact
-  def __call__(self, x_rec: jax.Array) -> jax.Array:
-    """Maps [B, P, D] features to [B, P, condition_dim]."""
-    return linear.dense(
-      x_rec.shape[-1],
-      self.condition_dim,
-      ("embed", None),
-      dtype=self.dtype,
-      name="unet_proj",
-    )(x_rec)
-
-
-class AttentionPool(nn.Module):
-  """Attention of the mean token over itself and all tokens, as in CLIP's ResNets.
-
-  Attributes:
-    num_heads: N.
-    head_dim: H.
-    output_dim: width of the result.
-    dtype: compute dtype.
-  """
-
-  num_heads: int
-  head_dim: int
-  output_dim: int
-  dtype: str = "bfloat16"
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Pools [B, P, D] to [B, output_dim]."""
-    heads, dim = (self.num_heads, self.head_dim), x.shape[-1]
-    positions = linear.param(
-      self,
-      "positional_embedding",
-      linear.fan_in(dim),
-      (x.shape[1] + 1, dim),
-      (None, None),
-    )
-    tokens = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
-    tokens = tokens + positions.astype(x.dtype)  # [B, P+1, D]
-    query = to_heads(dim, *heads, self.dtype, "query")(tokens[:, :1])
-    key = to_heads(dim, *heads, self.dtype, "key")(tokens)
-    value = to_heads(dim, *heads, self.dtype, "value")(tokens)
-    mixed = attention.attend(query, key, value)  # [B, 1, N, H]
-    return from_heads(*heads, self.output_dim, self.dtype, "out")(mixed)[:, 0]
-
-
-class HighResHead(nn.Module):
-  """The condition of an SDXL type U-Net, with its two widths and a pooled vector.
-
-  Attributes:
-    first_dim: first part of the condition, 768.
-    second_dim: second part of the condition, 1280.
-    pooled_dim: width of the pooled vector, 1280.
-    num_heads: N of the pooling.
-    head_dim: H of the pooling.
-    dtype: compute dtype.
-  """
-
-  first_dim: int
-  second_dim: int
-  pooled_dim: int
-  num_heads: int
-  head_dim: int
-  dtype: str = "bfloat16"
-
-  @nn.compact
-  def __call__(self, x_rec: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Maps [B, P, D] to [B, P, first_dim + second_dim] and [B, pooled_dim]."""
-
-    def project(width: int, name: str) -> jax.Array:
-      axes = ("embed", None)
-      return linear.dense(dim, width, axes, dtype=self.dtype, name=name)(x_rec)
-
-    dim = x_rec.shape[-1]
-    first = project(self.first_dim, "unet_proj1")
-    second = project(self.second_dim, "unet_proj2")
-    pool = AttentionPool(
-      self.num_heads, self.head_dim, self.pooled_dim, self.dtype, name="attnpool"
-    )
-    return jnp.concatenate([first, second], axis=-1), pool(x_rec)

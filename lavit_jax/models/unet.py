@@ -2,7 +2,9 @@
 
 Noisy latents [B, h, w, C] -> levels downward, each at half the size of the last ->
 middle -> levels upward, which also see the pictures kept on the way down -> predicted
-noise (or v) [B, h, w, C]. Every level may attend to the condition [B, S, Dc].
+noise (or v) [B, h, w, C]. Every level may attend to the condition [B, S, Dc]. A second
+condition may lie on a grid: stretched to the latents and joined to them in front of the
+first convolution, as the mask and the picture of an inpainting U-Net are.
 """
 
 import math
@@ -47,19 +49,22 @@ VARIANTS = {
     num_groups=32,
     linear_projection=True,
   ),
-  # For 16 x 16 latents of the toy pictures' fixed transform (models/patch_latents.py).
+  # For 8 x 8 latents of the toy pictures' fixed transform (models/patch_latents.py).
+  # Trained from nothing in minutes: the grid tells it which feature lies where, which
+  # the published weights have learnt to find by attention alone.
   "tiny": dict(
-    channels=9,
-    level_channels=(32, 64),
+    channels=35,
+    level_channels=(64,),
     num_layers=1,
-    depths=(0, 1),
+    depths=(0,),
     middle_depth=1,
-    num_heads=(2, 4),
+    num_heads=(4,),
     context_dim=64,
     pooled_dim=0,
     time_id_dim=0,
     num_groups=8,
     linear_projection=False,
+    grid_dim=64,
   ),
 }
 
@@ -108,10 +113,10 @@ def fields_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
       f"expected down blocks {sorted(_DOWN)} and the up blocks that mirror them, got"
       f" {down} and {up}; use a U-Net of the Stable Diffusion 1.5 or SDXL type"
     )
-  if config["in_channels"] != config["out_channels"]:
+  if config["in_channels"] < config["out_channels"]:
     raise ValueError(
-      f"expected as many input as output channels, got {config['in_channels']} and"
-      f" {config['out_channels']}; use the text-to-image U-Net, not an inpainting one"
+      f"expected at least as many input as output channels, got"
+      f" {config['in_channels']} and {config['out_channels']}; use another U-Net"
     )
   num_levels = len(down)
   depths = published_config.per_level(
@@ -124,7 +129,7 @@ def fields_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
   id_dim = config["addition_time_embed_dim"] if sized else 0
   joined = config["projection_class_embeddings_input_dim"] if sized else 0
   return dict(
-    channels=config["in_channels"],
+    channels=config["out_channels"],
     level_channels=tuple(config["block_out_channels"]),
     num_layers=equal(config.get("layers_per_block", 2), "layers_per_block"),
     depths=tuple(depth if yes else 0 for depth, yes in zip(depths, attends)),
@@ -136,6 +141,7 @@ def fields_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     num_groups=config.get("norm_num_groups", 32),
     linear_projection=bool(config.get("use_linear_projection", False)),
     eps=config.get("norm_eps", 1e-5),
+    grid_dim=config["in_channels"] - config["out_channels"],
   )
 
 
@@ -178,6 +184,13 @@ class Embedding(nn.Module):
     return project("fc2", nn.silu(project("fc1", x)))
 
 
+def _joined(latents: jax.Array, grid: jax.Array) -> jax.Array:
+  """Latents [B, h, w, C] beside a grid [B, p, q, Dg]: float[B, h, w, C + Dg]."""
+  shape = (*latents.shape[:3], grid.shape[-1])
+  stretched = jax.image.resize(grid.astype(latents.dtype), shape, "linear")
+  return jnp.concatenate([latents, stretched], axis=-1)
+
+
 class UNet(nn.Module):
   """Predicts the noise in latents, given a time and a condition.
 
@@ -195,6 +208,7 @@ class UNet(nn.Module):
     linear_projection: how files store the maps around the transformers, as linear maps
       or as 1 x 1 convolutions. The arithmetic is the same: only exchange reads it.
     eps: of the residual blocks' norms.
+    grid_dim: Dg, width of the grid condition; published text-to-image U-Nets have none.
     dtype: compute dtype.
     remat: a key of `stack.REMAT_POLICIES`, per residual and per transformer block.
     unroll: transformer blocks per scan step.
@@ -212,6 +226,7 @@ class UNet(nn.Module):
   num_groups: int
   linear_projection: bool
   eps: float = 1e-5
+  grid_dim: int = 0
   dtype: str = "bfloat16"
   remat: str = "none"
   unroll: int = 1
@@ -225,6 +240,7 @@ class UNet(nn.Module):
     context_mask: jax.Array | None = None,
     pooled: jax.Array | None = None,
     time_ids: jax.Array | None = None,
+    grid: jax.Array | None = None,
   ) -> jax.Array:
     """Predicts epsilon or v, whichever the weights were trained for.
 
@@ -236,18 +252,20 @@ class UNet(nn.Module):
       pooled: float[B, pooled_dim], when the model has one.
       time_ids: float[B, 6] original height and width, crop top and left, target height
         and width in pixels, when the model has them.
+      grid: float[B, p, q, Dg] grid condition, when the model has one; it is stretched
+        to the sides of the latents.
 
     Returns:
       float32[B, h, w, C].
     """
-    self._check(latents, context, pooled, time_ids)
+    self._check(latents, context, pooled, time_ids, grid)
     sizes = Sizes(self.num_groups, self.eps, self.dtype, self.remat, self.unroll)
     time = nn.silu(self._embed_time(timesteps, pooled, time_ids))
     mask = None if context_mask is None else context_mask[:, None]
     given = Given(time, context.astype(self.dtype), mask)
 
     first = conv.Conv(self.level_channels[0], dtype=self.dtype, name="conv_in")
-    x = first(latents)
+    x = first(latents if grid is None else _joined(latents, grid))
     kept = [x]
     levels = list(zip(self.level_channels, self.depths, self.num_heads))
     last = len(levels) - 1
@@ -279,7 +297,7 @@ class UNet(nn.Module):
     both = jnp.concatenate([pooled.astype(jnp.float32), sizes], axis=-1)
     return time + Embedding(4 * width, self.dtype, name="pooled")(both)
 
-  def _check(self, latents, context, pooled, time_ids) -> None:
+  def _check(self, latents, context, pooled, time_ids, grid) -> None:
     """Refuses inputs that do not fit, in one sentence each."""
     factor = 2 ** (len(self.level_channels) - 1)
     height, width, channels = latents.shape[1:]
@@ -299,4 +317,10 @@ class UNet(nn.Module):
         f"this U-Net {needs} pooled condition and time ids, got pooled"
         f" {getattr(pooled, 'shape', None)} and time_ids"
         f" {getattr(time_ids, 'shape', None)}; pass what its variant expects"
+      )
+    found = 0 if grid is None else grid.shape[-1]
+    if found != self.grid_dim:
+      raise ValueError(
+        f"this U-Net takes a grid condition of width {self.grid_dim}, got {found}; use"
+        " the feature decoder's head that was made for it"
       )

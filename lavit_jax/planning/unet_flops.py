@@ -27,7 +27,7 @@ def forward(
     total = _resnet(inputs, outputs, time_dim, area)
     return total + _transformer(outputs, depth, area, num_tokens, context_dim)
 
-  total = _conv(fields["channels"], widths[0], area)
+  total = _conv(fields["channels"] + fields.get("grid_dim", 0), widths[0], area)
   total += _embeddings(fields, time_dim)
   kept, channels = [widths[0]], widths[0]
   last = len(widths) - 1

@@ -24,7 +24,7 @@ from lavit_jax import feed, optimizer, train_state
 from lavit_jax.data import coded, pipeline
 from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
-from lavit_jax.models import vae, whitening
+from lavit_jax.models import condition_heads, vae, whitening
 from lavit_jax.stages import base, pixel_parts, tokenizing
 from lavit_jax.weights import model_directory
 
@@ -46,7 +46,7 @@ class Modules:
     sizes = config.model.to_dict()
     more = dict(dtype=config.dtype, remat=config.remat, unroll=config.unroll)
     self.unet = pixel_parts.make_unet(sizes["unet"], **more)
-    self.head = pixel_parts.make_head(sizes["head"], config.dtype)
+    self.head = condition_heads.make(sizes["head"], config.dtype)
     pixel_parts.check_fits(self.head, self.unet)
     self.autoencoder_name = "patch_latents" if "patch_latents" in sizes else "vae"
     if self.autoencoder_name not in sizes:
@@ -136,7 +136,7 @@ def make_loss(modules: Modules, coder, drop: float):
     given = pixels.choose(dropped, free, given)
     noisy = schedules.add_noise(modules.schedule, clean, noise, time)
     wanted = schedules.target(modules.schedule, clean, noise, time)
-    inputs = (noisy, time, given.context, given.mask, given.pooled, given.time_ids)
+    inputs = (noisy, time, *pixels.unet_inputs(given))
     found = modules.unet.apply({"params": params["unet"]}, *inputs)
     return jnp.square(found - wanted).mean((1, 2, 3)), dropped
 

@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 from lavit_jax import sharding, train_state
 from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
-from lavit_jax.models import patch_latents, unet, vae, whitening
-from lavit_jax.models.feature_decoder import FeatureDecoder, HighResHead, LowResHead
+from lavit_jax.models import condition_heads, patch_latents, unet, vae, whitening
+from lavit_jax.models.feature_decoder import FeatureDecoder
 from lavit_jax.stages import frozen_parts, tokenizing
 from lavit_jax.weights import model_directory
 
@@ -50,7 +50,7 @@ class PixelDecoder:
   """
 
   unet: unet.UNet
-  head: LowResHead | HighResHead
+  head: condition_heads.Head
   autoencoder: nn.Module
   params: dict[str, Any]
   schedule: schedules.Schedule
@@ -61,12 +61,6 @@ class PixelDecoder:
 def make_unet(fields: Mapping[str, Any], **more: Any) -> unet.UNet:
   """The U-Net of config or part fields."""
   return unet.UNet(**_hashable(fields), **more)
-
-
-def make_head(fields: Mapping[str, Any], dtype: str) -> LowResHead | HighResHead:
-  """The head of config or part fields; those of high resolution have a pooled width."""
-  kind = HighResHead if "pooled_dim" in fields else LowResHead
-  return kind(**fields, dtype=dtype)
 
 
 def make_autoencoder(name: str, fields: Mapping[str, Any]) -> nn.Module:
@@ -83,16 +77,14 @@ def _hashable(fields: Mapping[str, Any]) -> dict[str, Any]:
   return {name: fixed(value) for name, value in fields.items()}
 
 
-def check_fits(head: LowResHead | HighResHead, model: unet.UNet) -> None:
+def check_fits(head: condition_heads.Head, model: unet.UNet) -> None:
   """Refuses a U-Net whose condition has another width than the head makes."""
-  high = isinstance(head, HighResHead)
-  width = head.first_dim + head.second_dim if high else head.condition_dim
-  pooled = head.pooled_dim if high else 0
-  if (width, pooled) != (model.context_dim, model.pooled_dim):
+  taken = model.context_dim, model.pooled_dim, model.grid_dim
+  if head.widths != taken:
+    words = "conditions of width {}, pooled width {} and grid width {}"
     raise ValueError(
-      f"the U-Net takes conditions of width {model.context_dim} and pooled width"
-      f" {model.pooled_dim}, the feature decoder's head makes {width} and {pooled};"
-      " choose a head for this U-Net"
+      f"the U-Net takes {words.format(*taken)}, the feature decoder's head makes"
+      f" {words.format(*head.widths)}; choose a head for this U-Net"
     )
 
 
@@ -104,8 +96,9 @@ def init_unet(model: unet.UNet, num_slots: int):
   sized = model.pooled_dim > 0
   pooled = jnp.zeros((1, model.pooled_dim)) if sized else None
   ids = jnp.zeros((1, unet.NUM_TIME_IDS)) if sized else None
+  grid = jnp.zeros((1, 1, 1, model.grid_dim)) if model.grid_dim else None
   time = jnp.zeros(1, jnp.int32)
-  return lambda key: model.init(key, latents, time, context, None, pooled, ids)
+  return lambda key: model.init(key, latents, time, context, None, pooled, ids, grid)
 
 
 def init_autoencoder(model: nn.Module):
@@ -120,8 +113,10 @@ def condition_of(
   """The condition of features float[B, P, D], without picture sizes."""
   inputs = whitening.whiten(white, features)
   made = head.apply({"params": params}, inputs)
-  context, pooled = made if isinstance(made, tuple) else (made, None)
-  return pixels.Condition(context, pooled=pooled)
+  if isinstance(head, condition_heads.LowResHead):
+    return pixels.Condition(made)
+  name = "grid" if isinstance(head, condition_heads.GridHead) else "pooled"
+  return pixels.Condition(made[0], **{name: made[1]})
 
 
 def present(folder: str) -> Sequence[str]:
@@ -143,7 +138,7 @@ def load(folder: str, mesh: Mesh, dtype: str, prefix: str = "") -> PixelDecoder:
   parts = model_directory.read_manifest(folder)["parts"]
   sizes, facts = config("visual_tokenizer"), config(f"{prefix}condition")
   model = make_unet(config(f"{prefix}unet"), dtype=dtype)
-  head = make_head(facts["head"], dtype)
+  head = condition_heads.make(facts["head"], dtype)
   check_fits(head, model)
   slots, width = sizes["num_patches"], sizes["embed_dim"]
   spread = functools.partial(load_part, folder, mesh)

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from lavit_jax.layers import linear
-from lavit_jax.models import feature_decoder
+from lavit_jax.models import condition_heads
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import eva, files, llama, pixel_folders, rules
@@ -161,7 +161,7 @@ def _lowres(source, trunk) -> tuple[Part | None, Any]:
     return None, rules.import_tensors(tables.FEATURE_DECODER, source, trunk)
   width = rules.shape_of(source, "unet_proj.weight", 2)[0]
   features = shape(1, *trunk["query_embed"].shape)
-  head = abstract_params(feature_decoder.LowResHead(width), features)
+  head = abstract_params(condition_heads.LowResHead(width), features)
   target = {"feature_decoder": trunk, "head": head}
   params = rules.import_tensors(tables.LOWRES, source, target)
   config = {"head": {"condition_dim": width}}
@@ -178,7 +178,7 @@ def _highres(source, trunk, sizes: Mapping[str, int]) -> tuple[Part, Any]:
     "head_dim": sizes["head_dim"],
   }
   features = shape(1, *trunk["query_embed"].shape)
-  head = abstract_params(feature_decoder.HighResHead(**config), features)
+  head = abstract_params(condition_heads.HighResHead(**config), features)
   target = {"feature_decoder": trunk, "head": head}
   params = rules.import_tensors(tables.HIGHRES, source, target)
   return Part(params["head"], {"head": config}), params["feature_decoder"]

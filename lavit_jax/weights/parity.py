@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from lavit_jax.layers import linear
-from lavit_jax.models import feature_decoder, llama, openai_clip, unet, vae, vit
+from lavit_jax.models import condition_heads, llama, openai_clip, unet, vae, vit
 from lavit_jax.models import merger as merger_model
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.weights import rules
@@ -79,16 +79,18 @@ def ids_of(sizes: Mapping[str, int]) -> np.ndarray:
 
 
 def unet_inputs(sizes: Mapping[str, Any]) -> dict[str, np.ndarray | None]:
-  """Latents, time, context and, for the SDXL type, pooled vector and time ids."""
+  """Latents, time, context; pooled vector, time ids and grid where there are any."""
   side = 2 * 2 ** (len(sizes["level_channels"]) - 1)
   sized = sizes["pooled_dim"] > 0
   ids = np.array([[256, 256, 0, 0, 256, 256]], np.float32)
+  grid_dim = sizes.get("grid_dim", 0)
   return {
     "latents": random(5, 1, side, side, sizes["channels"]),
     "time": np.array([501], np.int32),
     "context": random(6, 1, 9, sizes["context_dim"]),
     "pooled": random(7, 1, sizes["pooled_dim"]) if sized else None,
     "time_ids": ids if sized else None,
+    "grid": random(8, 1, side, side, grid_dim) if grid_dim else None,
   }
 
 
@@ -125,13 +127,7 @@ def _tokenizer(parts: Parts, names, method: str, inputs) -> list[np.ndarray]:
 def run_condition(parts: Parts, prefix: str = "") -> list[np.ndarray]:
   """What the pixel decoder is conditioned on."""
   part, sizes = parts[f"{prefix}condition"], parts["visual_tokenizer"].config
-  fields = part.config["head"]
-  kind = (
-    feature_decoder.HighResHead
-    if "pooled_dim" in fields
-    else feature_decoder.LowResHead
-  )
-  head = kind(**fields, dtype="float32")
+  head = condition_heads.make(part.config["head"], "float32")
   return _apply(head, {"params": whole(part.params)}, features_of(sizes))
 
 
@@ -193,7 +189,7 @@ def run_unet(parts: Parts, prefix: str = "") -> list[np.ndarray]:
   given, model = unet_inputs(part.config), unet.UNet(**_tuples(part.config))
   model = model.clone(dtype="float32")
   latents, time, context = given["latents"], given["time"], given["context"]
-  extra = (None, given["pooled"], given["time_ids"])
+  extra = (None, given["pooled"], given["time_ids"], given["grid"])
   return _apply(model, {"params": whole(part.params)}, latents, time, context, *extra)
 
 

@@ -71,7 +71,7 @@ def _fields(folder: pathlib.Path, function) -> dict[str, Any]:
 def _read_unet(folder: pathlib.Path) -> Part:
   fields = _fields(folder, unet.fields_from_config)
   side = 2 ** (len(fields["level_channels"]) - 1)
-  sized = fields["pooled_dim"] > 0
+  sized, grid_dim = fields["pooled_dim"] > 0, fields["grid_dim"]
   target = abstract_params(
     unet.UNet(**fields),
     shape(1, side, side, fields["channels"]),
@@ -80,6 +80,7 @@ def _read_unet(folder: pathlib.Path) -> Part:
     None,
     shape(1, fields["pooled_dim"]) if sized else None,
     shape(1, unet.NUM_TIME_IDS) if sized else None,
+    shape(1, side, side, grid_dim) if grid_dim else None,
   )
   source = files.open_folder(folder, (STEM,))
   table = stable_diffusion.unet_table(fields)

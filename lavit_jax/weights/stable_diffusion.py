@@ -175,7 +175,7 @@ def unet_config(fields: Mapping[str, Any]) -> dict[str, Any]:
   depths = [depth or 1 for depth in fields["depths"][:-1]] + [fields["middle_depth"]]
   config = {
     "_class_name": "UNet2DConditionModel",
-    "in_channels": fields["channels"],
+    "in_channels": fields["channels"] + fields.get("grid_dim", 0),
     "out_channels": fields["channels"],
     "block_out_channels": list(fields["level_channels"]),
     "layers_per_block": fields["num_layers"],

@@ -115,8 +115,11 @@ def _unet(folder: pathlib.Path, sizes) -> list[np.ndarray]:
       "text_embeds": _tensor(given["pooled"]),
       "time_ids": _tensor(given["time_ids"]),
     }
+  latents = given["latents"]
+  if given["grid"] is not None:
+    latents = np.concatenate([latents, given["grid"]], axis=-1)
   out = model.float().eval()(
-    _tensor(given["latents"].transpose(0, 3, 1, 2)),
+    _tensor(latents.transpose(0, 3, 1, 2)),
     _tensor(given["time"]),
     encoder_hidden_states=_tensor(given["context"]),
     added_cond_kwargs=added,
