@@ -165,6 +165,18 @@ def test_batches_hold_one_picture_size():
   assert [order[i] for i in range(24)] != [order[24 + i] for i in range(24)]
 
 
+def test_the_tiny_variant_has_one_latent_to_a_patch_and_knows_where_features_lie():
+  modules = pixel_decoder.Modules(config_file.get_config("tiny"))
+  assert 64 // modules.autoencoder.factor == 8
+  features = jax.ShapeDtypeStruct((2, 64, 128), jnp.float32)
+  made = jax.eval_shape(modules.init(64, 128), jax.random.key(0))
+  head = golden_data.linear.split_boxes(made["params"]["head"])[0]
+  run = lambda params, x: pixel_parts.condition_of(modules.head, params, None, x)
+  given = jax.eval_shape(run, head, features)
+  assert given.grid.shape == (2, 8, 8, modules.unet.grid_dim)
+  assert given.context.shape == (2, 64, modules.unet.context_dim)
+
+
 @pytest.mark.parametrize("variant", ["sd15", "sdxl"])
 def test_the_full_size_step_has_shapes(variant):
   config = config_file.get_config(variant)
