@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from lavit_jax import pictures, sharding
+from lavit_jax import batching, pictures, sharding
 from lavit_jax.data import items
 from lavit_jax.data.language import QUESTION
 from lavit_jax.generate import engine, pixels, tasks
@@ -378,19 +378,8 @@ class LaVIT:
 
   def _in_chunks(self, function, *arrays: np.ndarray) -> Any:
     """Applies a batched function to padded chunks of at least one row."""
-    found = []
     with jax.set_mesh(self.mesh):
-      for start in range(0, len(arrays[0]), self.batch_size):
-        parts = [array[start : start + self.batch_size] for array in arrays]
-        count = len(parts[0])
-        out = function(*(_padded(part, self.batch_size) for part in parts))
-        found.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], out))
-    return jax.tree.map(lambda *x: np.concatenate(x), *found)
-
-
-def _padded(array: np.ndarray, size: int) -> np.ndarray:
-  """Repeats the last row up to `size` rows."""
-  return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])
+      return batching.in_batches(function, self.batch_size, *arrays)
 
 
 def _texts(texts: str | Sequence[str]) -> list[str]:

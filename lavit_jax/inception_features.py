@@ -1,12 +1,13 @@
 """Inception features of picture files, from which the usual FID is computed."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
-from lavit_jax import pictures
+from lavit_jax import batching, pictures
 from lavit_jax.models import inception
 from lavit_jax.weights import inception as weights
 
@@ -27,12 +28,10 @@ def extractor(file: str, batch_size: int) -> Extractor:
   )
 
   def features(paths, side):
-    found = []
-    for first in range(0, len(paths), batch_size):
+    found, own = [], functools.partial(run, params)
+    for first in range(0, len(paths), batch_size):  # few pictures in memory at a time
       rows = pictures.stack(paths[first : first + batch_size], side)
-      missing = batch_size - len(rows)
-      padded = np.pad(rows, ((0, missing), (0, 0), (0, 0), (0, 0)))
-      found.append(np.asarray(run(params, padded))[: len(rows)])
+      found.append(batching.in_batches(own, batch_size, rows))
     return np.concatenate(found)
 
   return features

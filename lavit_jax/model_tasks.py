@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from lavit_jax import inception_features, pictures, ranking
+from lavit_jax import batching, inception_features, pictures, ranking
 from lavit_jax.api import LaVIT
 from lavit_jax.data import shards
 from lavit_jax.evaluate import (
@@ -131,9 +131,11 @@ def drawing(
 def patch_features(model: LaVIT, images: pictures.Picture | Sequence) -> np.ndarray:
   """Raw patch features float32[N, P, D] of pictures."""
   pixels = pictures.stack(images, model.image_size)
+  coder = model.coder
+  run = functools.partial(frozen_parts.features, coder.tower, coder.frozen)
   with jax.set_mesh(model.mesh):
-    found = frozen_parts.features(model.coder.tower, model.coder.frozen, pixels)
-  return np.asarray(found, np.float32)
+    found = batching.in_batches(run, model.batch_size, pixels)
+  return found.astype(np.float32)
 
 
 def mean_features(model: LaVIT, paths: Sequence[pathlib.Path]) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Best of n: draws a prompt several times and keeps the picture that fits it best."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from lavit_jax import pictures
+from lavit_jax import batching, pictures
 from lavit_jax.api import LaVIT
 from lavit_jax.stages import reranking
 
@@ -32,12 +33,8 @@ def scorer_of(model: LaVIT, folder: str = "") -> Scorer:
   def score(made, texts):
     ids, lengths = reranking.tokens(ranker, list(texts))
     pixels = pictures.stack(list(made), ranker.tower.image_size)
-    found = []
-    for first in range(0, len(pixels), model.batch_size):
-      part = slice(first, first + model.batch_size)
-      row = (pixels[part], ids[part], lengths[part])
-      found.append(np.asarray(reranking.cosines(ranker, *row)))
-    return np.concatenate(found)
+    run = functools.partial(reranking.cosines, ranker)
+    return batching.in_batches(run, model.batch_size, pixels, ids, lengths)
 
   return score
 
