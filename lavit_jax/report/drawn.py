@@ -11,8 +11,10 @@ NO_PIXELS = (
 )
 DISCLOSURE = (
   "<p>The pixel decoder draws latents of a fixed transform (the lowest frequencies of"
-  " 4 x 4 pixel patches) in place of a trained autoencoder, which would take minutes of"
-  " its own. Pixels are read by a classifier that was trained on true pictures only and"
+  " 8 x 8 pixel patches) in place of a trained autoencoder, which would take minutes of"
+  " its own. Beside attention it is given the features as a grid, patch on patch, since"
+  " attention alone does not learn within minutes which slot belongs to which place."
+  " Pixels are read by a classifier that was trained on true pictures only and"
   " knows nothing of the model. The colored grids show what the word heads read from"
   " features, not pixels.</p>"
 )
