@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import pathlib
+import shutil
 
 import golden_data
 import jax
@@ -247,6 +248,8 @@ def test_the_checkpoint_holds_what_trains_and_nothing_else(finished):
 
 def test_finetuning_resumes_bit_for_bit(finished, run_config, tmp_path):
   resumed = cut_back(finished[0], tmp_path / "run", 3)
+  # XLA on CPU may abort in the collectives of a program that it reads back.
+  shutil.rmtree(resumed / "compiled", ignore_errors=True)
   train.run(run_config(), str(resumed))
   assert_resumed(finished[0], resumed)
 

@@ -76,7 +76,7 @@ def test_analytic_flops_of_stage_2_are_those_of_the_formula():
   layer = tokens * (4 * square + 3 * mlp) + attention(tokens, length, width)
   llm = 4 * (4 * layer - tokens * mlp)
   vocabulary = Vocabulary(32_000, 1024).padded_size
-  head = 4 * tokens * 2 * width * vocabulary  # recomputed too
+  head = 3 * tokens * 2 * width * vocabulary  # one piece, whose logits are kept
   square, mlp = 2 * narrow * narrow, 2 * narrow * 512
   seen, places = pictures * patches, pictures * (patches + 1)
   vit = 4 * (
