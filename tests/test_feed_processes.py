@@ -29,26 +29,25 @@ def task(folder, mesh, position=0, batch_size=8, batches=6, threads=2) -> dict:
   return {"folder": str(folder), "threads": threads, **fields}
 
 
-def run(processes, tasks) -> list[list[dict]]:
+def run(targets, processes, tasks) -> list[list[dict]]:
   """Runs tasks on real processes: results by task and process."""
+  targets = [targets / f"{index}.json" for index in range(processes)]
   paths = os.pathsep.join([str(HERE.parent), *filter(None, sys.path)])
   command = [sys.executable, str(HERE / "feed_process.py"), free_port(), str(processes)]
   started = [
     subprocess.Popen(
-      [*command, str(index), json.dumps(tasks)],
+      [*command, str(index), json.dumps(tasks), str(target)],
       env=os.environ | {"PYTHONPATH": paths},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for index in range(processes)
+    for index, target in enumerate(targets)
   ]
-  found = []
   for process in started:
-    out, error = process.communicate(timeout=300)
+    error = process.communicate(timeout=300)[1]
     assert process.returncode == 0, error[-3000:]
-    lines = [line for line in out.splitlines() if line.startswith("RESULT ")]
-    found.append([json.loads(line.removeprefix("RESULT ")) for line in lines])
+  found = [json.loads(target.read_text()) for target in targets]
   return list(zip(*found, strict=True))
 
 
@@ -72,18 +71,19 @@ def whole(folder):
 
 
 @pytest.fixture(scope="module")
-def two(folder):
+def two(folder, tmp_path_factory):
   """On two processes: all, all with shared rows, the first 16 rows, rows 32 to 47."""
   mixed = task(folder, {"data": 2, "tensor": 4}, 32, 4, batches=4, threads=1)
   first = task(folder, MANY, batches=2, threads=3)
-  return run(2, [task(folder, MANY), task(folder, WIDE), first, mixed])
+  tasks = [task(folder, MANY), task(folder, WIDE), first, mixed]
+  return run(tmp_path_factory.mktemp("two"), 2, tasks)
 
 
 @pytest.fixture(scope="module")
-def four(folder):
+def four(folder, tmp_path_factory):
   """On four processes: all, and rows 16 to 31 as one batch."""
   middle = task(folder, MANY, 16, 16, batches=1, threads=5)
-  return run(4, [task(folder, MANY), middle])
+  return run(tmp_path_factory.mktemp("four"), 4, [task(folder, MANY), middle])
 
 
 def test_every_global_batch_is_the_same_on_any_processes(whole, two, four):

@@ -18,7 +18,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from lavit_jax import feed, optimizer, sharding, train_state
-from lavit_jax.data import joined, text
+from lavit_jax.data import joined
 from lavit_jax.models import vit
 from lavit_jax.stages import (
   adapters,
@@ -102,9 +102,7 @@ def assemble(
 def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   """Assembles the stage on a finished model directory and a pack plan."""
   folder = config.init_from
-  tokenizer = text.load_text_tokenizer(
-    model_directory.text_tokenizer_folder(folder) or folder
-  )
+  tokenizer = frozen_parts.text_tokenizer(folder)
   sizes = model_directory.part_config(folder, "visual_tokenizer")
   words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
   warm_start.check_sizes(folder, "llama", config.model)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lavit_jax import sharding, train_state
+from lavit_jax.data import text
 from lavit_jax.models import vit
 from lavit_jax.models.whitening import Whitening
 from lavit_jax.weights import model_directory
@@ -35,6 +36,13 @@ def encoder(
     frozen["whitening"] = load_whitening(folder, mesh, tower.embed_dim)
   names = {name: manifest["parts"][name]["checksum"][:16] for name in frozen}
   return tower, frozen, names
+
+
+def text_tokenizer(folder: str) -> text.TextTokenizer:
+  """Loads the text tokenizer of a model directory, ours or a published one."""
+  return text.load_text_tokenizer(
+    model_directory.text_tokenizer_folder(folder) or folder
+  )
 
 
 def vit_shapes(tower: vit.VisionTransformer, mesh: Mesh) -> tuple[Any, Any]:

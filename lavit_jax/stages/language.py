@@ -18,7 +18,7 @@ from lavit_jax import sharding, train_state
 from lavit_jax.data import text
 from lavit_jax.generate import serving
 from lavit_jax.models import lavit, vit
-from lavit_jax.stages import pretrain, tokenizing
+from lavit_jax.stages import frozen_parts, pretrain, tokenizing
 from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import model_directory
 
@@ -58,9 +58,7 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
   visual = model_directory.part_config(folder, "visual_tokenizer")
   model_directory.part_config(folder, "understanding")
   vocabulary = Vocabulary(sizes["text_size"], visual["num_codes"])
-  tokenizer = text.load_text_tokenizer(
-    model_directory.text_tokenizer_folder(folder) or folder
-  )
+  tokenizer = frozen_parts.text_tokenizer(folder)
   if tokenizer.text_size != vocabulary.text_size:
     raise ValueError(
       f"the text tokenizer in {folder} has {tokenizer.text_size} ids, its language"

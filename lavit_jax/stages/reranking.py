@@ -15,12 +15,10 @@ from jax.sharding import Mesh
 
 from lavit_jax import sharding, train_state
 from lavit_jax.data import clip_text
-from lavit_jax.data.text import load_text_tokenizer
 from lavit_jax.models import clip, openai_clip, vit
 from lavit_jax.stages import frozen_parts
 from lavit_jax.weights import model_directory
-
-OPENAI = "openai_clip"  # the part of an imported one
+from lavit_jax.weights.openai_clip import PART
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Ranker:
 
 def load(folder: str, mesh: Mesh, dtype: str) -> Ranker:
   """Loads the contrastive model of a model directory, imported or of stage 0."""
-  if OPENAI in model_directory.read_manifest(folder)["parts"]:
+  if PART in model_directory.read_manifest(folder)["parts"]:
     return _openai(folder, mesh, dtype)
   tower, frozen, _ = frozen_parts.encoder(folder, mesh, dtype)
   return beside(folder, tower, frozen["vit"], mesh)
@@ -73,15 +71,13 @@ def beside(folder: str, tower: vit.VisionTransformer, seen: Any, mesh: Mesh) -> 
   found = model_directory.load(
     folder, "clip", {"text": abstract}, whole, None, ("text",)
   )
-  tokenizer = load_text_tokenizer(
-    model_directory.text_tokenizer_folder(folder) or folder
-  )
+  tokenizer = frozen_parts.text_tokenizer(folder)
   encode = lambda text: tokenizer.encode(text)[: words.max_length]
   return Ranker(tower, words, {"vision": seen, **found}, encode)
 
 
 def _openai(folder: str, mesh: Mesh, dtype: str) -> Ranker:
-  sizes = model_directory.part_config(folder, OPENAI)
+  sizes = model_directory.part_config(folder, PART)
   tower, words = openai_clip.towers(**sizes, dtype=dtype)
   text = sizes["text"]
   encode = clip_text.load(
@@ -98,7 +94,7 @@ def _openai(folder: str, mesh: Mesh, dtype: str) -> Ranker:
   model = openai_clip.OpenaiClip(**sizes, dtype=dtype)
   abstract, axes = train_state.abstract_params(lambda key: model.init(key, *inputs))
   spread = sharding.parameter_shardings(abstract, axes, mesh)
-  found = model_directory.load(folder, OPENAI, abstract, spread, dtype)
+  found = model_directory.load(folder, PART, abstract, spread, dtype)
   params = {"vision": found["vision_tower"], "text": found["text_tower"]}
   return Ranker(tower, words, params, encode)
 
