@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
 # The embedding table is split on one axis only: split on both, its gather makes XLA
-# rematerialize the whole table.
+# rematerialize the whole table. Pictures have no length to split: what encodes or draws
+# them spreads whole pictures over `sequence` too, else its devices would repeat the work.
 RULES: dict[str, tuple[str, ...]] = {
   "embed": ("fsdp",),
   "mlp": ("tensor",),
@@ -27,6 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {
   "vocab": ("tensor",),
   "act_batch": ("data", "fsdp"),
   "act_data_batch": ("data",),
+  "act_images": ("data", "fsdp", "sequence"),
   "act_length": ("sequence",),
   "act_heads": ("tensor",),
   "act_mlp": ("tensor",),

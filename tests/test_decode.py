@@ -236,23 +236,21 @@ def test_other_lengths_and_settings_of_a_bucket_compile_nothing():
 
 
 def test_buckets_are_few():
-  assert [engine.bucket(n) for n in (1, 32, 33, 49, 65, 97)] == [
-    32,
-    32,
-    48,
-    64,
-    96,
-    128,
+  sizes = lambda least, steps, numbers: [engine.bucket(n, least, steps) for n in numbers]
+  assert sizes(32, 2, (1, 32, 33, 49, 65, 97)) == [32, 32, 48, 64, 96, 128]
+  assert sizes(32, 4, (1, 33, 49, 65, 97, 113)) == [32, 40, 56, 80, 112, 128]
+  assert sizes(8, 2, (1, 9, 12, 13, 36, 200)) == [8, 12, 12, 16, 48, 256]
+  assert sizes(1, 2, (1, 2, 3, 5)) == [1, 2, 3, 6]
+  assert len({engine.bucket(n, 32) for n in range(1, 2049)}) == 13
+  assert len({engine.bucket(n, 32, 4) for n in range(1, 2049)}) == 25
+
+
+def test_batches_are_full_and_no_longer_than_they_must_be():
+  asked = [
+    engine.Request(prompts.Prompt(np.zeros(n, np.int32), np.zeros(n, np.int32)), TEXT)
+    for n in (97, 65, 100, 128, 90)
   ]
-  assert [engine.bucket(n, 8) for n in (1, 9, 12, 13, 36, 200)] == [
-    8,
-    12,
-    12,
-    16,
-    48,
-    256,
-  ]
-  assert len({engine.bucket(n) for n in range(1, 2049)}) == 13
+  assert list(engine.groups(asked, 2)) == [(96, [1, 4]), (112, [0, 2]), (128, [3])]
 
 
 def test_the_cache_is_donated():

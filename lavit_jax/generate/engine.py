@@ -4,7 +4,7 @@
 
 Prompt lengths, numbers of rows and of new ids are rounded up to a few sizes, so that a
 program serves many; everything else about a request is data. A reply does not depend
-on the batch it was made in.
+on the batch it was made in, but for the rounding of its sums.
 """
 
 import dataclasses
@@ -80,11 +80,20 @@ class Reply:
 Vectors = Callable[[PromptBatch, Sequence[int]], jax.Array]
 
 
-def bucket(number: int, least: int = LEAST_PROMPT) -> int:
-  """The smallest of 2, 3, 4, 6, 8, 12, ... that is no less than both."""
+def bucket(number: int, least: int, steps: int = 2) -> int:
+  """The smallest size no less than both; from one power of two to the next: `steps`.
+
+  With two steps the sizes are 2, 3, 4, 6, 8, 12, ...
+  """
   number = max(number, least)
-  power = 1 << (number - 1).bit_length()
-  return power * 3 // 4 if power >= 4 and number <= power * 3 // 4 else power
+  half = (1 << (number - 1).bit_length()) // 2
+  step = max(half // steps, 1)
+  return half + -(-(number - half) // step) * step
+
+
+def padded_length(batch: Sequence[Request]) -> int:
+  """What prompts of a batch are padded to; reading costs by length: fine steps."""
+  return bucket(max(len(request.prompt) for request in batch), LEAST_PROMPT, 4)
 
 
 def groups(
@@ -92,15 +101,18 @@ def groups(
 ) -> Iterator[tuple[int, list[int]]]:
   """Batches of requests that share a program: padded length, and members.
 
-  Guided requests come first in a batch, for their unconditional streams.
+  Batches are full before they are snug: a step of 16 rows costs little more than one
+  of 8. Guided requests come first in a batch, for their unconditional streams.
   """
   kinds: dict[tuple[int, int], list[int]] = {}
   for i, request in enumerate(requests):
-    kinds.setdefault((bucket(len(request.prompt)), request.beams), []).append(i)
-  for (length, _), members in sorted(kinds.items()):
+    kind = (bucket(len(request.prompt), LEAST_PROMPT), request.beams)
+    kinds.setdefault(kind, []).append(i)
+  for _, members in sorted(kinds.items()):
     members = sorted(members, key=lambda i: requests[i].settings.guidance == 1)
     for first in range(0, len(members), batch_size):
-      yield length, members[first : first + batch_size]
+      chosen = members[first : first + batch_size]
+      yield padded_length([requests[i] for i in chosen]), chosen
 
 
 def generate(
@@ -130,7 +142,7 @@ def stream(side: Serving, request: Request, vectors: Vectors) -> Iterator[np.nda
   """The ids int32[n] of one sampled or greedy request so far, again and again."""
   if request.beams:
     raise ValueError("a search has no text before its end; ask without beams")
-  length = bucket(len(request.prompt))
+  length = padded_length([request])
   state, rows, keys, shape = _start(side, [request], [0], vectors, length)
   while True:
     yield _replies(state, [request])[0][0].ids

@@ -37,7 +37,7 @@ class Mlp(nn.Module):
     """Maps [B, T, D] to [B, T, D]."""
     dim = x.shape[-1]
     hidden = linear.dense(dim, self.mlp_dim, dtype=self.dtype, name="fc1")(x)
-    hidden = constrain(hidden, "act_batch", None, "act_mlp")
+    hidden = constrain(hidden, "act_images", None, "act_mlp")
     out = linear.dense(
       self.mlp_dim, dim, ("mlp", "embed"), dtype=self.dtype, name="fc2"
     )

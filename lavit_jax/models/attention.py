@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
       dtype=self.dtype,
       name="qkv",
     )(x)
-    qkv = constrain(qkv, "act_batch", None, None, "act_heads", None)
+    qkv = constrain(qkv, "act_images", None, None, "act_heads", None)
     query, key, value = (qkv[:, :, i] for i in range(3))
     weights = weigh(attention.scores(query, key))
     self.sow("intermediates", "weights", weights)
@@ -84,7 +84,7 @@ class CrossAttention(nn.Module):
 
     def project(name: str, inputs: jax.Array) -> jax.Array:
       layer = to_heads(dim, self.num_heads, self.head_dim, self.dtype, name)
-      return constrain(layer(inputs), "act_batch", None, "act_heads", None)
+      return constrain(layer(inputs), "act_images", None, "act_heads", None)
 
     query, key = project("query", x), project("key", source)
     weights = weigh(attention.scores(query, key))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from lavit_jax import sequence
 from lavit_jax.layers import attention, linear, mlp, norm, stack
 from lavit_jax.models import vit
+from lavit_jax.sharding import constrain
 
 TEXT_VARIANTS = {
   "tiny": dict(
@@ -64,6 +65,7 @@ class Block(nn.Module):
   def __call__(self, x, mask):
     """Maps dtype[B, T, D] under mask bool[B, T, T]; None looks everywhere."""
     dim = x.shape[-1]
+    x = constrain(x, "act_images", None, None)
     qkv = linear.Einsum(
       "btd,dcnh->btcnh",
       (dim, 3, self.num_heads, self.head_dim),
@@ -72,6 +74,7 @@ class Block(nn.Module):
       self.dtype,
       name="qkv",
     )(norm.LayerNorm(1e-5, name="norm1")(x))
+    qkv = constrain(qkv, "act_images", None, None, "act_heads", None)
     query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
     out = linear.Einsum(
       "btnh,nhd->btd",

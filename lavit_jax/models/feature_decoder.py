@@ -93,7 +93,7 @@ class Block(nn.Module):
     Returns:
       dtype[B, P, D] and no per-layer output.
     """
-    x = constrain(x, "act_batch", None, None)
+    x = constrain(x, "act_images", None, None)
     heads = (self.num_heads, self.head_dim, self.dtype)
     normed = norm.LayerNorm(EPS, name="norm0")(x)
     x = x + SelfAttention(*heads, name="self_attn")(normed, softmax)

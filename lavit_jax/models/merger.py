@@ -81,7 +81,7 @@ class Block(nn.Module):
     Returns:
       dtype[B, P, D] and no per-layer output.
     """
-    x = constrain(x, "act_batch", None, None)
+    x = constrain(x, "act_images", None, None)
     heads = (self.num_heads, self.head_dim, self.dtype)
     causal = causal_policy(keep)[:, None]  # [B, 1, P, P]
     normed = norm.LayerNorm(EPS, name="norm0")(x)

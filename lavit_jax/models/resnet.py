@@ -31,7 +31,7 @@ class ResnetBlock(nn.Module):
       x: the picture.
       time: dtype[B, E] embedding of the time, after its activation; None in the VAE.
     """
-    x = constrain(x, "act_batch", None, None, None)
+    x = constrain(x, "act_images", None, None, None)
     hidden = nn.silu(norm.GroupNorm(self.num_groups, self.eps, name="norm1")(x))
     hidden = conv.Conv(self.channels, dtype=self.dtype, name="conv1")(hidden)
     if time is not None:

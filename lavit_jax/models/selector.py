@@ -40,7 +40,7 @@ class Selector(nn.Module):
     )
     x = norm.LayerNorm(EPS, name="norm")(features.astype(jnp.float32))
     x = nn.gelu(layer(dim, dim, "in_proj")(x), approximate=False)
-    x = constrain(x, "act_batch", None, None)
+    x = constrain(x, "act_images", None, None)
     local, shared = x[..., :half], x[..., half:]
     if policy is None:
       mean = shared.mean(axis=1, keepdims=True)

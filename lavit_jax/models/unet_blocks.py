@@ -85,7 +85,7 @@ class Attention(nn.Module):
     def project(name, inputs):
       shape, axes = (inputs.shape[-1], *heads), ("embed", "heads", None)
       layer = linear.Einsum("btd,dnh->btnh", shape, axes, dtype=self.dtype, name=name)
-      return constrain(layer(inputs), "act_batch", None, "act_heads", None)
+      return constrain(layer(inputs), "act_images", None, "act_heads", None)
 
     query, key = project("query", x), project("key", source)
     mixed = attention.attend(query, key, project("value", source), mask)
@@ -113,7 +113,7 @@ class GegluMlp(nn.Module):
       dtype=self.dtype,
       name="up",
     )(x)
-    both = constrain(both, "act_batch", None, None, "act_mlp")
+    both = constrain(both, "act_images", None, None, "act_mlp")
     hidden = both[:, :, 0] * nn.gelu(both[:, :, 1], approximate=False)
     out = linear.dense(wide, dim, ("mlp", "embed"), dtype=self.dtype, name="out")
     return out(hidden)
@@ -135,7 +135,7 @@ class TransformerBlock(nn.Module):
     self, x: jax.Array, context: jax.Array, mask: jax.Array | None
   ) -> tuple[jax.Array, None]:
     """Maps dtype[B, T, D] to the same shape, and no per-layer output."""
-    x = constrain(x, "act_batch", None, None)
+    x = constrain(x, "act_images", None, None)
     normed = norm.LayerNorm(LAYER_EPS, name="norm1")(x)
     x = x + Attention(self.num_heads, self.dtype, name="self_attn")(normed, normed)
     normed = norm.LayerNorm(LAYER_EPS, name="norm2")(x)

@@ -248,7 +248,7 @@ class AutoencoderKL(nn.Module):
         f"picture sides must be multiples of {self.factor}, got {height} x {width};"
         " crop or resize the pictures first"
       )
-    moments = self.to_moments(self.encoder(constrain(images, "act_batch")))
+    moments = self.to_moments(self.encoder(constrain(images, "act_images")))
     mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 

@@ -73,7 +73,7 @@ class Attention(nn.Module):
       dtype=self.dtype,
       name="qkv",
     )(x)
-    qkv = constrain(qkv, "act_batch", None, None, "act_heads", None)
+    qkv = constrain(qkv, "act_images", None, None, "act_heads", None)
     zeros, axes = nn.initializers.zeros, ("heads", None)
     q_bias = linear.param(self, "q_bias", zeros, heads, axes).astype(self.dtype)
     v_bias = linear.param(self, "v_bias", zeros, heads, axes).astype(self.dtype)
@@ -100,7 +100,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> tuple[jax.Array, None]:
     """Maps dtype[B, T, D] to the same shape, and no per-layer output."""
-    x = constrain(x, "act_batch", None, None)
+    x = constrain(x, "act_images", None, None)
     normed = norm.LayerNorm(EPS, name="norm1")(x)
     mixed = Attention(self.num_heads, self.head_dim, self.dtype, name="attn")(normed)
     self.sow("intermediates", "attn_out", mixed)
