@@ -1,5 +1,7 @@
 """Compiles many layouts of one stage for one pod, each in a process of its own.
 
+    filter by arithmetic -> drafts: memory, and a floor of the time -> the best in full
+
 A process per layout bounds the memory: what a compilation holds ends with it. As many
 run side by side as there are cores and memory for. Layouts come from
 `planning.layouts` after its arithmetic filter; programs that --cache holds are not
@@ -26,6 +28,8 @@ POLICIES = ("full", "attention", "dots")
 PARAMETERS = {"pretrain": 7_279_000_000, "visual_tokenizer": 806_000_000}
 # Patches of a picture, where rows are pictures.
 PATCHES = 256
+# Drafts that are planned in full, by their floors.
+FINALISTS = 5
 # Bytes that a compilation of full size stays below.
 COMPILE_MEMORY = 4e9
 
@@ -54,7 +58,7 @@ def sizes_of(config: ml_collections.ConfigDict) -> layouts.Sizes:
 def run(
   config: ml_collections.ConfigDict, pod: Topology, limit: int, cache: str
 ) -> dict[str, Any]:
-  """Plans the most promising layouts.
+  """Drafts the most promising layouts, and plans the best of them in full.
 
   Args:
     config: stage config; its mesh, accumulate and remat are replaced.
@@ -63,7 +67,8 @@ def run(
     cache: folder of earlier plans, or "".
 
   Returns:
-    {"program", "topology", "layouts": [plan with "layout" and "on_frontier"]}.
+    {"program", "topology", "layouts": [plan with "layout"; those in full with
+    "on_frontier", whether no other beats their time and memory]}.
 
   Raises:
     ValueError: no layout passes the filter, or a plan failed for another reason.
@@ -76,8 +81,16 @@ def run(
       f"no layout of {pod} holds the state of {config.stage} and one row per chip;"
       " choose a larger pod or a larger config.batch_size"
     )
-  plans = _plans(found[:limit], cache, f"{config.stage} on {pod}")
-  fitting = [plan for plan in plans if plan["fits"]]
+  title = f"{config.stage} on {pod}"
+  plans = _plans(found[:limit], ["--draft"], cache, f"{title}: drafts")
+  order = sorted(
+    (index for index, plan in enumerate(plans) if plan["fits"]),
+    key=lambda index: plans[index]["seconds_at_least"],
+  )[:FINALISTS]
+  whole = _plans([found[index] for index in order], [], cache, f"{title}: in full")
+  for index, plan in zip(order, whole):
+    plans[index] = plan
+  fitting = [plan for plan in whole if plan["fits"]]
   points = [
     (plan["predicted"]["seconds"], plan["memory_per_chip"]["total"]) for plan in fitting
   ]
@@ -87,10 +100,12 @@ def run(
   return {"program": config.stage, "topology": str(pod), "layouts": plans}
 
 
-def _plans(found: list[layouts.Layout], cache: str, title: str) -> list[dict[str, Any]]:
-  """Plans layouts side by side; their order stays."""
+def _plans(
+  found: list[layouts.Layout], asked: list[str], cache: str, title: str
+) -> list[dict[str, Any]]:
+  """Plans layouts side by side, with flags `asked`; their order stays."""
   with concurrent.futures.ThreadPoolExecutor(_workers()) as pool:
-    under_way = [pool.submit(_plan, layout, cache) for layout in found]
+    under_way = [pool.submit(_plan, layout, asked, cache) for layout in found]
     try:
       for done in tqdm(concurrent.futures.as_completed(under_way), title, len(found)):
         done.result()
@@ -108,7 +123,7 @@ def _workers() -> int:
   return max(1, min(len(os.sched_getaffinity(0)), int(memory // COMPILE_MEMORY)))
 
 
-def _plan(layout: layouts.Layout, cache: str) -> dict[str, Any]:
+def _plan(layout: layouts.Layout, asked: list[str], cache: str) -> dict[str, Any]:
   """Runs `plan` on one layout, with the other arguments of this command."""
   own = ("--sweep", "--json", "--html", "--cache")
   arguments = [a for a in sys.argv[1:] if not a.startswith(own)]
@@ -117,7 +132,7 @@ def _plan(layout: layouts.Layout, cache: str) -> dict[str, Any]:
   arguments += [f"--config.{name}={value}" for name, value in fields.items()]
   with tempfile.TemporaryDirectory() as folder:
     out = pathlib.Path(folder) / "plan.json"
-    command = [sys.executable, "-m", "lavit_jax.plan", *arguments]
+    command = [sys.executable, "-m", "lavit_jax.plan", *arguments, *asked]
     command += [f"--json={out}", f"--cache={cache}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -131,14 +146,14 @@ def page(sweep: dict[str, Any]) -> str:
   rows = []
   for plan in sweep["layouts"]:
     row = {"layout": plan["layout"], "on_frontier": plan.get("on_frontier", False)}
-    row |= dict(seconds=None, memory=0.0, capacity=0.0, mfu=0.0, collectives=0.0)
+    row |= dict(seconds=None, memory=0.0, capacity=0.0, mfu=None, collectives=0.0)
     if plan["fits"]:
-      memory = plan["memory_per_chip"]
+      memory, predicted = plan["memory_per_chip"], plan.get("predicted", {})
       row |= {
-        "seconds": plan["predicted"]["seconds"],
+        "seconds": predicted.get("seconds") or plan["seconds_at_least"],
         "memory": memory["total"] / 1e9,
         "capacity": memory["capacity"] / 1e9,
-        "mfu": plan["predicted"]["mfu"],
+        "mfu": predicted.get("mfu"),
         "collectives": sum(plan["collective_bytes"].values()) / 1e9,
       }
     rows.append(row)

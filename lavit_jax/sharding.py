@@ -19,7 +19,7 @@ MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
 # The embedding table is split on one axis only: split on both, its gather makes XLA
 # rematerialize the whole table. Pictures have no length to split: what encodes or draws
-# them spreads whole pictures over `sequence` too, else its devices would repeat the work.
+# them spreads them over `sequence` too, else its devices would repeat the work.
 RULES: dict[str, tuple[str, ...]] = {
   "embed": ("fsdp",),
   "mlp": ("tensor",),

@@ -236,7 +236,9 @@ def test_other_lengths_and_settings_of_a_bucket_compile_nothing():
 
 
 def test_buckets_are_few():
-  sizes = lambda least, steps, numbers: [engine.bucket(n, least, steps) for n in numbers]
+  sizes = lambda least, steps, numbers: [
+    engine.bucket(n, least, steps) for n in numbers
+  ]
   assert sizes(32, 2, (1, 32, 33, 49, 65, 97)) == [32, 32, 48, 64, 96, 128]
   assert sizes(32, 4, (1, 33, 49, 65, 97, 113)) == [32, 40, 56, 80, 112, 128]
   assert sizes(8, 2, (1, 9, 12, 13, 36, 200)) == [8, 12, 12, 16, 48, 256]

@@ -21,7 +21,7 @@ CONFIGS = {
 MESHES = {
   "fsdp": {"fsdp": 8},
   "data": {"data": 8},
-  "tensor": {"fsdp": 2, "tensor": 4},
+  "tensor": {"fsdp": 4, "tensor": 2},
   "sequence": {"fsdp": 4, "sequence": 2},
   "all": {"data": 2, "fsdp": 2, "tensor": 2},
 }

@@ -68,9 +68,37 @@ def test_the_page_shades_the_frontier_and_names_misfits():
       {"layout": "data=64", "fits": False},
     ],
   }
+  sweep["layouts"].append(draft := made(0, 4e9, "fsdp=16 data=4"))
+  del draft["predicted"], draft["on_frontier"]
+  draft["seconds_at_least"] = 1.5
   page = plan_sweep.page(sweep)
-  assert page.count("<tr class=best>") == 1 and page.count("<circle") == 2
+  assert page.count("<tr class=best>") == 1 and page.count("<circle") == 3
+  assert page.count("fill=none stroke=#aab") == 1 and "<td>&ge; 1.500" in page
   assert "<td>data=64<td>does not fit" in page.replace("</td>", "")
+
+
+def test_the_best_drafts_are_planned_in_full(monkeypatch):
+  asked_for = []
+
+  def planned(layout, asked, cache):
+    asked_for.append(asked)
+    plan = made(9.0 - layout.accumulate / 100, 5e9, str(layout))
+    if asked:
+      del plan["predicted"]
+      plan["seconds_at_least"] = float(layout.accumulate)
+    return plan | {"fits": "remat=dots" not in str(layout)}
+
+  monkeypatch.setattr(plan_sweep, "_plan", planned)
+  pod = topology.parse("v5e-64")
+  swept = plan_sweep.run(pretrain.get_config("7b"), pod, 12, "")["layouts"]
+  assert asked_for.count(["--draft"]) == 12 and asked_for.count([]) == 5
+  whole = [plan for plan in swept if "predicted" in plan]
+  rest = [plan for plan in swept if "predicted" not in plan and plan["fits"]]
+  slowest = max(
+    int(plan["layout"].split("accumulate=")[1].split()[0]) for plan in whole
+  )
+  assert all(plan["seconds_at_least"] >= slowest for plan in rest)
+  assert sum(plan["on_frontier"] for plan in whole) >= 1
 
 
 def test_two_plans_stand_side_by_side():

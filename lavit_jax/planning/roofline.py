@@ -55,6 +55,11 @@ class Roofline:
     return max(self.compute + self.exposed, exchange, self.memory)
 
   @property
+  def floor(self) -> float:
+    """Seconds that no schedule goes below."""
+    return max(self.products, self.exposed + self.hidden, self.memory)
+
+  @property
   def bound(self) -> str:
     """What the step waits for."""
     if self.exposed + self.hidden > self.compute + self.exposed:

@@ -136,7 +136,10 @@ def page(plan: dict[str, Any]) -> str:
       plan["collective_bytes_by_axis"].items(), key=lambda item: -item[1]
     )
   ]
-  lines += _time_lines(plan["predicted"])
+  if "predicted" in plan:
+    lines += _time_lines(plan["predicted"])
+  else:
+    lines.append(f"at least  {plan['seconds_at_least']:9.3f} s   per step; a draft")
   if "receipt" in plan:
     lines += _receipt_lines(plan["receipt"])
   lines.append(
@@ -212,8 +215,8 @@ def _flat(plan: dict[str, Any]) -> dict[str, float]:
   found["FLOPs counted (T)"] = flops["counted"] / 1e12
   for kind, size in plan["collective_bytes"].items():
     found[f"{kind} (GB)"] = size / GB
-  predicted = plan["predicted"]
-  found["predicted (s)"] = predicted["seconds"]
-  found["tokens/s"] = predicted["tokens_per_second"]
-  found["MFU"] = predicted["mfu"]
+  if predicted := plan.get("predicted"):
+    found["predicted (s)"] = predicted["seconds"]
+    found["tokens/s"] = predicted["tokens_per_second"]
+    found["MFU"] = predicted["mfu"]
   return found

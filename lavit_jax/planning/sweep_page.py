@@ -18,12 +18,14 @@ def render(title: str, rows: list[dict[str, Any]]) -> str:
   Args:
     title: what was swept.
     rows: each with layout, seconds, memory (GB), capacity (GB), mfu, collectives (GB)
-      and on_frontier; layouts that do not fit carry seconds None.
+      and on_frontier; layouts that do not fit carry seconds None, drafts mfu None and
+      the least seconds that they can take.
   """
   head = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
   note = (
     "<p>Compiled for absent chips, never executed. The shaded layouts are the frontier:"
-    " no other is both faster and smaller.</p>"
+    " no other planned in full is both faster and smaller. Rings and seconds after &ge;"
+    " are drafts: no schedule of theirs is faster than that.</p>"
   )
   return (
     f"{head}<style>{STYLE}</style><h1>{html.escape(title)}</h1>{note}"
@@ -34,19 +36,27 @@ def render(title: str, rows: list[dict[str, Any]]) -> str:
 def _table(rows: list[dict[str, Any]]) -> str:
   names = ("layout", "seconds", "memory GB", "collectives GB", "MFU")
   body = []
-  for row in sorted(rows, key=lambda r: (r["seconds"] is None, r["seconds"] or 0)):
+  rank = lambda row: (row["seconds"] is None, row["mfu"] is None, row["seconds"] or 0)
+  for row in sorted(rows, key=rank):
     cells = [html.escape(row["layout"]), "does not fit", "", "", ""]
     if row["seconds"]:
+      draft = row["mfu"] is None
       cells[1:] = [
-        f"{row['seconds']:.3f}",
+        f"{'&ge; ' * draft}{row['seconds']:.3f}",
         f"{row['memory']:.2f}",
         f"{row['collectives']:.1f}",
-        f"{row['mfu']:.1%}",
+        "" if draft else f"{row['mfu']:.1%}",
       ]
     kind = " class=best" if row["on_frontier"] else ""
     body.append(f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells))
   heads = "".join(f"<th>{name}</th>" for name in names)
   return f"<table><tr>{heads}</tr>{''.join(body)}</table>"
+
+
+def _fill(row: dict[str, Any]) -> str:
+  if row["mfu"] is None:
+    return "fill=none stroke=#aab"
+  return f"fill={'#2a7f3f' if row['on_frontier'] else '#aab'}"
 
 
 def _picture(rows: list[dict[str, Any]]) -> str:
@@ -58,8 +68,7 @@ def _picture(rows: list[dict[str, Any]]) -> str:
   x = lambda row: MARGIN + row["memory"] / right * (WIDTH - 2 * MARGIN)
   y = lambda row: HEIGHT - MARGIN - row["seconds"] / top * (HEIGHT - 2 * MARGIN)
   dots = [
-    f"<circle cx={x(row):.0f} cy={y(row):.0f} r=5 fill="
-    f"{'#2a7f3f' if row['on_frontier'] else '#aab'}>"
+    f"<circle cx={x(row):.0f} cy={y(row):.0f} r=5 {_fill(row)}>"
     f"<title>{html.escape(row['layout'])}</title></circle>"
     for row in rows
   ]
