@@ -145,6 +145,21 @@ def test_windows_padded_beyond_the_data_count_what_falls_on_data():
   assert found == 2 * 2 * (13 * 13) * 4 * 6
 
 
+@pytest.mark.parametrize(("stride", "taps"), [(1, 13), (2, 7)])
+def test_convolutions_of_a_trace_count_what_falls_on_data(stride, taps):
+  def product(x, kernel):
+    window = ((stride, stride), ((1, 1), (1, 1)))
+    names = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, *window, dimension_numbers=names)
+
+  x, kernel = jnp.ones((2, 5, 5, 4)), jnp.ones((3, 3, 4, 6))
+  once = 2 * 2 * taps**2 * 4 * 6
+  assert traced.flops(jax.make_jaxpr(product)(x, kernel)) == once
+  squares = lambda x, kernel: (product(x, kernel) ** 2).sum()
+  both = jax.value_and_grad(squares, (0, 1))
+  assert traced.flops(jax.make_jaxpr(both)(x, kernel)) == 3 * once
+
+
 def test_text_without_a_program_names_the_remedy():
   with pytest.raises(ValueError, match="cannot print it: install the pinned pair"):
     cost.count("nothing here", 1)

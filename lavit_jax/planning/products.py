@@ -56,7 +56,7 @@ def _convolution(computation: Computation, conv: Instruction) -> int:
   )
   pairs = 1
   for axis, size, stride, pad, spread, gap in steps:
-    pairs *= _pairs(
+    pairs *= pairs_on_data(
       int(size),
       outputs[out.index(axis)],
       inputs[left.index(axis)],
@@ -70,7 +70,7 @@ def _convolution(computation: Computation, conv: Instruction) -> int:
 
 
 @functools.cache
-def _pairs(
+def pairs_on_data(
   window: int, outputs: int, inputs: int, stride: int, pad: int, spread: int, gap: int
 ) -> int:
   """Pairs of output position and window tap that fall on data, not on padding."""

@@ -11,6 +11,8 @@ from typing import Any
 
 from jax.interpreters import partial_eval
 
+from lavit_jax.planning import products
+
 
 def flops(closed_jaxpr: Any) -> float:
   """FLOPs of a traced function (`jax.jit(f).trace(...).jaxpr`), kernels left out."""
@@ -31,10 +33,7 @@ def _equation(equation: Any) -> float:
     depth = math.prod(left[i] for i in contracted)
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * depth
   if name == "conv_general_dilated":
-    kernel = equation.invars[1].aval.shape
-    numbers = params["dimension_numbers"].rhs_spec  # output axis, input axis, space
-    taps = math.prod(kernel) // kernel[numbers[0]]
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * taps
+    return _convolution(equation)
   if name == "pallas_call":
     return 0.0
   inner = [_walk(jaxpr) for jaxpr in _inner(params)]
@@ -44,6 +43,27 @@ def _equation(equation: Any) -> float:
   if name == "shard_map":
     times = math.prod(params["mesh"].shape.values())  # every device runs the body
   return times * sum(inner)
+
+
+def _convolution(equation: Any) -> float:
+  """Taps that fall on data: as of a compiled convolution."""
+  params, numbers = equation.params, equation.params["dimension_numbers"]
+  left, kernel = (variable.aval.shape for variable in equation.invars)
+  out = equation.outvars[0].aval.shape
+  # Each spec names two axes, batch and feature or features out and in, then the space.
+  steps = zip(
+    [kernel[axis] for axis in numbers.rhs_spec[2:]],
+    [out[axis] for axis in numbers.out_spec[2:]],
+    [left[axis] for axis in numbers.lhs_spec[2:]],
+    params["window_strides"],
+    [before for before, _ in params["padding"]],
+    params["lhs_dilation"],
+    params["rhs_dilation"],
+  )
+  pairs = math.prod(products.pairs_on_data(*step) for step in steps)
+  depth = kernel[numbers.rhs_spec[1]]  # already per feature group
+  batch, features = (out[axis] for axis in numbers.out_spec[:2])
+  return 2.0 * pairs * batch * features * depth
 
 
 def _inner(params: dict[str, Any]) -> list[Any]:
