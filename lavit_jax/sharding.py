@@ -95,8 +95,12 @@ def _mesh_of_slices(shape: dict[str, int], slices: int, devices: Sequence[Any]) 
     )
   inside = shape | {"data": shape["data"] // slices}
   between = dict.fromkeys(shape, 1) | {"data": slices}
+  # An axis may take a part of a side of the torus, as on one slice: fsdp 64 of 16 x 16.
   arranged = mesh_utils.create_hybrid_device_mesh(
-    tuple(inside.values()), tuple(between.values()), devices
+    tuple(inside.values()),
+    tuple(between.values()),
+    devices,
+    allow_split_physical_axes=True,
   )
   return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 

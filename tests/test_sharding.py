@@ -1,5 +1,8 @@
 """Mesh requests, the rules table, and shardings of whole states."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,3 +102,25 @@ def test_contraction_is_its_einsum(equation, x, kernel):
 def test_a_contraction_over_leading_axes_is_refused():
   with pytest.raises(ValueError, match="must end x and begin the kernel"):
     contract("dbt,df->btf", jnp.ones((4, 2, 3)), jnp.ones((4, 5)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A device of a pod that is not there."""
+
+  id: int
+  slice_index: int
+  coords: tuple[int, int, int]
+  core_on_chip: int = 0
+  platform: str = "tpu"
+  device_kind: str = "TPU v5 lite"
+  process_index: int = 0
+
+
+def test_data_spans_slices_and_the_rest_may_take_a_part_of_a_side():
+  places = itertools.product(range(2), range(16), range(16))
+  chips = [Chip(i, piece, (x, y, 0)) for i, (piece, y, x) in enumerate(places)]
+  mesh = sharding.make_mesh({"data": 8, "fsdp": 64}, chips)
+  assert mesh.devices.shape == (8, 64, 1, 1)
+  halves = mesh.devices[:4], mesh.devices[4:]
+  assert [{chip.slice_index for chip in half.flat} for half in halves] == [{0}, {1}]

@@ -42,6 +42,8 @@ class Conv(nn.Module):
     size: K, side of the kernel.
     stride: pixels between outputs.
     padding: zeros before and after each axis; half the kernel when None.
+    split: channels that `tensor` splits, of a pair of convolutions "out" of the first
+      and "in" of the second; "" for none.
     dtype: compute dtype.
   """
 
@@ -49,6 +51,7 @@ class Conv(nn.Module):
   size: int = 3
   stride: int = 1
   padding: tuple[int, int] | None = None
+  split: str = ""
   dtype: str = "bfloat16"
 
   @nn.compact
@@ -56,12 +59,15 @@ class Conv(nn.Module):
     """Maps [B, H, W, C] to dtype[B, H', W', D]."""
     shape = (self.size, self.size, x.shape[-1], self.channels)
     init = linear.fan_in(math.prod(shape[:3]))
+    axes = {"": (None, "embed"), "out": ("embed", "mlp"), "in": ("mlp", "embed")}
+    stored = axes[self.split]
     # Split over fsdp where it is stored, whole where it is used: the compiler would
     # otherwise trade the picture between devices instead of this small kernel.
-    kernel = linear.param(self, "kernel", init, shape, (None, None, None, "embed"))
-    kernel = constrain(kernel.astype(self.dtype), None, None, None, None)
+    used = [axis if axis == "mlp" else None for axis in stored]
+    kernel = linear.param(self, "kernel", init, shape, (None, None, *stored))
+    kernel = constrain(kernel.astype(self.dtype), None, None, *used)
     zeros = nn.initializers.zeros
-    bias = linear.param(self, "bias", zeros, (self.channels,), (None,))
+    bias = linear.param(self, "bias", zeros, (self.channels,), used[1:])
     half = (self.size // 2, self.size // 2)
     padding = half if self.padding is None else self.padding
     y = convolve(x.astype(self.dtype), kernel, self.stride, padding)

@@ -33,19 +33,21 @@ class ResnetBlock(nn.Module):
     """
     x = constrain(x, "act_images", None, None, None)
     hidden = nn.silu(norm.GroupNorm(self.num_groups, self.eps, name="norm1")(x))
-    hidden = conv.Conv(self.channels, dtype=self.dtype, name="conv1")(hidden)
+    first = conv.Conv(self.channels, split="out", dtype=self.dtype, name="conv1")
+    hidden = constrain(first(hidden), "act_images", None, None, "act_mlp")
     if time is not None:
       project = linear.Einsum(
         "be,ec->bc",
         (time.shape[-1], self.channels),
-        ("embed", None),
+        ("embed", "mlp"),
         use_bias=True,
         dtype=self.dtype,
         name="time",
       )
       hidden = hidden + project(time)[:, None, None]
     hidden = nn.silu(norm.GroupNorm(self.num_groups, self.eps, name="norm2")(hidden))
-    hidden = conv.Conv(self.channels, dtype=self.dtype, name="conv2")(hidden)
+    second = conv.Conv(self.channels, split="in", dtype=self.dtype, name="conv2")
+    hidden = second(hidden)
     if x.shape[-1] != self.channels:
       x = conv.Conv(self.channels, size=1, dtype=self.dtype, name="shortcut")(x)
     return x + hidden
