@@ -3,13 +3,12 @@
     python benchmarks/finetune.py [--quickstart=runs/quickstart] \
         [--target=runs/digits] [--config.FIELD=VALUE ...]
 
-Run it from the root of the repository. The 200 pictures are of the split that the model
-was trained on, with the captions of that split; nothing of the held-out split is shown
-in training. The evaluation is the quickstart's own: captions of held-out digits name
-the digit (chance is 0.1), captions of held-out scenes with one object name its color
-and shape. Then the base is compared with what it was, and the merged language model is
-exported; with torch and transformers installed, LlamaForCausalLM reads the export and
-its logits are compared with ours.
+Run it from the root of the repository. Neither the 200 pictures nor the 197 others that
+are read were shown to the base: together they are the test split of the digits.
+Captions of the 197 name the digit (chance is 0.1); captions of the quickstart's
+held-out scenes with one object name its color and shape. Then the base is compared with
+what it was, and the merged language model is exported; with torch and transformers
+installed, LlamaForCausalLM reads the export and its logits are compared with ours.
 """
 
 import argparse
@@ -26,21 +25,26 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
 from lavit_jax import LaVIT, convert, toy_study  # noqa: E402
-from lavit_jax.data import digits  # noqa: E402
+from lavit_jax.data import digits, images  # noqa: E402
 from lavit_jax.evaluate import toy_language  # noqa: E402
 from lavit_jax.generate import tasks  # noqa: E402
 from lavit_jax.weights import model_directory  # noqa: E402
 
-PICTURES = 200
-MOST = 300  # captions of a kind, as in the quickstart
+OWN = slice(0, 200)  # of the test split, shown in finetuning
+REST = slice(200, 397)
+MOST = 300  # scenes, as in the quickstart
 
 
-def write_pictures(folder: pathlib.Path) -> None:
+def records(part: slice) -> list[dict]:
+  """Records of the digits' test split."""
+  source = digits.Digits("test", REST.stop, seed=1)
+  return [source[i] for i in range(part.start, part.stop)]
+
+
+def write_pictures(folder: pathlib.Path, part: slice) -> None:
   """A folder as a user would have it: pictures beside texts."""
   folder.mkdir(parents=True, exist_ok=True)
-  source = digits.Digits("train", PICTURES, seed=1)
-  for i in range(PICTURES):
-    record = source[i]
+  for i, record in enumerate(records(part)):
     (folder / f"{i:03d}.png").write_bytes(record["image"])
     (folder / f"{i:03d}.txt").write_text(record["texts"][0]["turns"][0][1])
 
@@ -56,16 +60,18 @@ def verb(name: str, *arguments: str) -> None:
 
 
 def figures(model: pathlib.Path, data: pathlib.Path) -> dict[str, dict]:
-  """Held-out digits and scenes, as the quickstart evaluates them."""
+  """Digits that were never shown, and the quickstart's held-out scenes."""
   loaded = LaVIT.load(model, batch_size=64)
-  split = toy_study.load_split(f"{data}/test", loaded.coder.tower.image_size)
-  of = lambda chosen: [split.truth.truths[i] for i in chosen]
-  said = lambda chosen: loaded.caption(split.image[chosen], how=tasks.PLAIN_CAPTION)
-  numbers = np.flatnonzero(~split.truth.scene)[:MOST]
+  size = loaded.coder.tower.image_size
+  said = lambda pictures: loaded.caption(pictures, how=tasks.PLAIN_CAPTION)
+  rest = records(REST)
+  numbers = np.stack([images.decode(record["image"], size) for record in rest])
+  split = toy_study.load_split(f"{data}/test", size)
   scenes = split.truth.single[:MOST]
+  truths = [split.truth.truths[i] for i in scenes]
   return {
-    "digits": toy_language.digit_figure(said(numbers), of(numbers)),
-    "scenes": toy_language.caption_figure(said(scenes), of(scenes), False),
+    "digits": toy_language.digit_figure(said(numbers), [r["truth"] for r in rest]),
+    "scenes": toy_language.caption_figure(said(split.image[scenes]), truths, False),
   }
 
 
@@ -85,20 +91,21 @@ def main() -> None:
   flags.add_argument("--target", type=pathlib.Path, default="runs/digits")
   found, overrides = flags.parse_known_args()
   base, data = found.quickstart / "pretrain/model", found.quickstart / "data"
-  own, target = found.target / "own", found.target
-  write_pictures(target / "pictures")
-  verb(
-    "prepare", "--source=folder", f"--input={target / 'pictures'}", f"--target={own}"
-  )
-  verb("tokenize", f"--model={base}", f"--data={own}")
+  target = found.target
+  for name, part in (("own", OWN), ("rest", REST)):
+    pictures = target / f"{name}-pictures"
+    write_pictures(pictures, part)
+    places = f"--input={pictures}", f"--target={target / name}"
+    verb("prepare", "--source=folder", *places)
+    verb("tokenize", f"--model={base}", f"--data={target / name}")
   before, sums = figures(base, data), tensors(base)
   verb(
     "train",
     "--config=configs/finetune.py:tiny",
     f"--workdir={target / 'run'}",
     f"--config.init_from={base}",
-    f"--config.data.train={own}",
-    f"--config.data.eval={data / 'test'}",
+    f"--config.data.train={target / 'own'}",
+    f"--config.data.eval={target / 'rest'}",
     *overrides,
   )
   model = target / "run/model"

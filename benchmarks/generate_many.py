@@ -24,7 +24,7 @@ from lavit_jax.vocabulary import END, Vocabulary
 WORDS = Vocabulary(text_size=2000, num_codes=16384)
 FIELDS = dict(embed_dim=512, num_layers=12, num_heads=8, num_kv_heads=8, head_dim=64)
 FIELDS |= dict(mlp_dim=1408, rope_base=10000.0, norm_eps=1e-6, dtype="float32")
-SHORTEST, LONGEST, NEW = 33, 48, 16  # one bucket
+SHORTEST, LONGEST, NEW = 49, 56, 16  # one bucket
 
 
 def make_server() -> serving.Serving:
