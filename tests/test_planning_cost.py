@@ -165,6 +165,36 @@ def test_text_without_a_program_names_the_remedy():
     cost.count("nothing here", 1)
 
 
+def test_a_loop_that_the_compiler_unrolled_turns_half_as_often():
+  text = """%body (p: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
+  %p = (u32[], f32[4,4]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %x = f32[4,4] get-tuple-element(%p), index=1
+  %c = u32[] copy(%i)
+  %one = u32[] constant(1)
+  %once = u32[] add(%c, %one)
+  %twice = u32[] add(%once, %one)
+  %d = f32[4,4] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %e = f32[4,4] dot(%d, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (u32[], f32[4,4]) tuple(%twice, %e)
+}
+
+%condition (q: (u32[], f32[4,4])) -> pred[] {
+  %q = (u32[], f32[4,4]) parameter(0)
+  %j = u32[] get-tuple-element(%q), index=0
+  %limit = u32[] constant(5)
+  ROOT %less = pred[] compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (a: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
+  %a = (u32[], f32[4,4]) parameter(0)
+  ROOT %w = (u32[], f32[4,4]) while(%a), condition=%condition, body=%body
+}"""
+  counted = cost.count(text, 1)
+  assert counted.loops == {"w": 3}
+  assert counted.flops == 3 * 2 * (2 * 4**3)
+
+
 WIDTH, LAYERS, ROWS = 64, 6, 32
 
 

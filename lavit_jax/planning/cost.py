@@ -191,4 +191,26 @@ def trip_count(parsed: Program, loop: Instruction) -> int | None:
   if root.opcode != "compare" or len(set(constants)) != 1:
     return None
   direction = root.attribute(r"direction=(\w+)")
-  return {"LT": constants[0], "LE": constants[0] + 1}.get(direction)
+  limit = {"LT": constants[0], "LE": constants[0] + 1}.get(direction)
+  return None if limit is None else -(-limit // _counter_step(parsed, loop))
+
+
+def _counter_step(parsed: Program, loop: Instruction) -> int:
+  """What one turn adds to the counter: two where the compiler unrolled, else one."""
+  condition = parsed.computations[loop.called("condition")]
+  compared = [condition.by_name[name] for name in condition.root.operands]
+  indices = [i.attribute(r"index=(\d+)") for i in compared]
+  index = next((int(found) for found in indices if found), None)
+  body = parsed.computations[loop.called("body")]
+  if index is None or body.root.opcode != "tuple":
+    return 1
+  return _added(body, body.by_name[body.root.operands[index]]) or 1
+
+
+def _added(body: Computation, instruction: Instruction) -> int:
+  """Sum of the constants that a chain of additions and copies adds."""
+  if instruction.opcode == "constant":
+    return int(instruction.literal)
+  if instruction.opcode not in ("add", "copy"):
+    return 0
+  return sum(_added(body, body.by_name[name]) for name in instruction.operands)
