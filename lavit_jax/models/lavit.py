@@ -4,7 +4,8 @@
     -> vit_proj f[B, L, D] -> where(feature_index >= 0, feature, embed[token]) -> LLaMA
 
 The gather precedes vit_proj: only features that a row holds are projected, and no
-collective has a feature shape.
+collective over `data` or `fsdp` has a feature shape. Over `sequence`, whose devices
+share rows and encode some of their pictures each, the merged features are gathered.
 """
 
 import flax.linen as nn
