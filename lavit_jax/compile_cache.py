@@ -1,4 +1,4 @@
-"""A persistent compilation cache in the run directory: resuming compiles nothing."""
+"""A persistent compilation cache in the run directory: resuming recompiles nothing."""
 
 import os
 
@@ -39,7 +39,8 @@ class Counter:
 def use(folder: str) -> None:
   """Keeps every compiled program in `folder`, unless the environment names another.
 
-  Hosts of a run read from one folder and host 0 writes to it.
+  Hosts of a run read from one folder and host 0 writes to it. On CPUs, whose topology
+  differs from host to host, the others compile on their own.
   """
   if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     return
