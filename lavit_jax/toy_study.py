@@ -7,12 +7,11 @@ test, novel records -> codes, keep, reconstructions, captions, answers, drawings
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
-from lavit_jax import api, pixel_study
+from lavit_jax import api, batching, pixel_study
 from lavit_jax.data import digits, images, items, language, records, scenes, world
 from lavit_jax.evaluate import toy, toy_language, toy_reading, toy_tokenizer
 from lavit_jax.generate import tasks
@@ -112,25 +111,16 @@ def _features_and_codes(tower, model, frozen, pixels, keep):
   return features, codebook.lookup(frozen["codebook"]["embedding"], z)
 
 
-def _in_batches(function, *arrays: np.ndarray) -> Any:
-  """Applies a function to batches of one size, the last one padded; joins results."""
-  found, total = [], len(arrays[0])
-  for start in range(0, total, BATCH_SIZE):
-    rows = np.minimum(np.arange(start, start + BATCH_SIZE), total - 1)
-    found.append(jax.device_get(function(*(array[rows] for array in arrays))))
-  return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *found)
-
-
 def _study_tokenizer(model, heads, split: Split):
   """Figures of the visual tokenizer, its view of the split, and reconstructions."""
   coder = model.coder
   names = np.array([items.noise_id(picture) for picture in split.image], np.uint32)
   encode = functools.partial(tokenizing.encode_pictures, coder)
-  found = _in_batches(encode, split.image, names)
+  found = batching.in_batches(encode, BATCH_SIZE, split.image, names)
   rng = np.random.default_rng(0)
   mask = np.stack([rng.permutation(row) for row in found.keep])
   run = functools.partial(_features_and_codes, coder.tower, coder.model, coder.frozen)
-  features, masked = _in_batches(run, split.image, mask)
+  features, masked = batching.in_batches(run, BATCH_SIZE, split.image, mask)
   decode = lambda codes, keep: model.decode_features(
     [own[kept] for own, kept in zip(codes, keep)]
   )
