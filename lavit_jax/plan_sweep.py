@@ -125,7 +125,7 @@ def _workers() -> int:
 
 def _plan(layout: layouts.Layout, asked: list[str], cache: str) -> dict[str, Any]:
   """Runs `plan` on one layout, with the other arguments of this command."""
-  own = ("--sweep", "--json", "--html", "--cache")
+  own = ("--sweep", "--json", "--html", "--cache", "--draft")
   arguments = [a for a in sys.argv[1:] if not a.startswith(own)]
   fields = {f"mesh.{axis}": size for axis, size in layout.mesh.items()}
   fields |= {"accumulate": layout.accumulate, "remat": layout.remat}
