@@ -233,7 +233,8 @@ def main(argv: list[str]) -> None:
     if SWEEP.value:
       plan = plan_sweep.run(train.CONFIG.value, pod, SWEEP.value, CACHE.value)
       pathlib.Path(HTML.value).write_text(plan_sweep.page(plan))
-      print(f"wrote {HTML.value}")
+      broken = [one["layout"] for one in plan["layouts"] if "failed" in one]
+      print(f"wrote {HTML.value}" + f"; failed: {', '.join(broken)}" * bool(broken))
     else:
       asked = (PRICE.value, CACHE.value, PROGRAM.value, ROWS.value, DRAFT.value)
       plan = make(train.CONFIG.value, pod, *asked)

@@ -23,7 +23,6 @@ from tqdm import tqdm
 from lavit_jax.planning import layouts, sweep_page
 from lavit_jax.planning.topology import Topology
 
-POLICIES = ("full", "attention", "dots")
 # Trainable values by stage, for the memory filter.
 PARAMETERS = {"pretrain": 7_279_000_000, "visual_tokenizer": 806_000_000}
 # Patches of a picture, where rows are pictures.
@@ -68,14 +67,14 @@ def run(
 
   Returns:
     {"program", "topology", "layouts": [plan with "layout"; those in full with
-    "on_frontier", whether no other beats their time and memory]}.
+    "on_frontier", whether no other beats their time and memory; those whose compilation
+    broke with "failed", the reason]}.
 
   Raises:
-    ValueError: no layout passes the filter, or a plan failed for another reason.
+    ValueError: no layout passes the filter, or none could be compiled.
   """
-  found = layouts.candidates(
-    pod.chips, pod.slices, sizes_of(config), POLICIES, pod.chip.memory
-  )
+  sizes = sizes_of(config)
+  found = layouts.candidates(pod.chips, pod.slices, sizes, pod.chip.memory)
   if not found:
     raise ValueError(
       f"no layout of {pod} holds the state of {config.stage} and one row per chip;"
@@ -83,6 +82,8 @@ def run(
     )
   title = f"{config.stage} on {pod}"
   plans = _plans(found[:limit], ["--draft"], cache, f"{title}: drafts")
+  if all("failed" in plan for plan in plans):
+    raise ValueError(f"no layout could be compiled; {plans[0]['failed']}")
   order = sorted(
     (index for index, plan in enumerate(plans) if plan["fits"]),
     key=lambda index: plans[index]["seconds_at_least"],
@@ -124,7 +125,10 @@ def _workers() -> int:
 
 
 def _plan(layout: layouts.Layout, asked: list[str], cache: str) -> dict[str, Any]:
-  """Runs `plan` on one layout, with the other arguments of this command."""
+  """Runs `plan` on one layout, with the other arguments of this command.
+
+  A compiler that breaks takes its own layout with it: the plan then says "failed".
+  """
   own = ("--sweep", "--json", "--html", "--cache", "--draft")
   arguments = [a for a in sys.argv[1:] if not a.startswith(own)]
   fields = {f"mesh.{axis}": size for axis, size in layout.mesh.items()}
@@ -136,8 +140,8 @@ def _plan(layout: layouts.Layout, asked: list[str], cache: str) -> dict[str, Any
     command += [f"--json={out}", f"--cache={cache}"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-      reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-      raise ValueError(f"planning {layout} failed: {reason.removeprefix('error: ')}")
+      told = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+      return {"fits": False, "failed": told[-1].removeprefix("error: ")}
     return json.loads(out.read_text())
 
 
@@ -147,6 +151,7 @@ def page(sweep: dict[str, Any]) -> str:
   for plan in sweep["layouts"]:
     row = {"layout": plan["layout"], "on_frontier": plan.get("on_frontier", False)}
     row |= dict(seconds=None, memory=0.0, capacity=0.0, mfu=None, collectives=0.0)
+    row["failed"] = plan.get("failed")
     if plan["fits"]:
       memory, predicted = plan["memory_per_chip"], plan.get("predicted", {})
       row |= {

@@ -11,7 +11,7 @@ from lavit_jax.planning import layouts, summary, topology
 
 def candidates(chips=64, slices=1, capacity=16e9):
   sizes = plan_sweep.sizes_of(pretrain.get_config("7b"))
-  return layouts.candidates(chips, slices, sizes, plan_sweep.POLICIES, capacity)
+  return layouts.candidates(chips, slices, sizes, capacity)
 
 
 def test_candidates_use_every_chip_and_divide():
@@ -32,6 +32,20 @@ def test_what_cannot_fit_is_not_compiled():
     layout.mesh["fsdp"] * layout.mesh["tensor"] >= 8 for layout in candidates()
   )
   assert candidates(chips=4) == []
+
+
+def test_what_a_policy_keeps_takes_memory():
+  sizes = plan_sweep.sizes_of(pretrain.get_config("7b"))
+  mesh = dict(data=1, fsdp=64, sequence=1, tensor=1)
+  found = [
+    layouts.memory(layouts.Layout(mesh, 8, policy), sizes) for policy in layouts.KEPT
+  ]
+  assert list(layouts.KEPT) == ["full", "attention", "dots"] and found == sorted(found)
+  input_of_layers = 4 * 2048 * 32 * 4096 * 2  # four rows of a chip, in bfloat16
+  assert found[1] - found[0] == input_of_layers
+  split = dict(mesh, fsdp=32, tensor=2)
+  more = [layouts.memory(layouts.Layout(split, 16, p), sizes) for p in layouts.KEPT]
+  assert more[1] - more[0] == input_of_layers / 2
 
 
 def test_data_spans_the_slices():
@@ -66,6 +80,7 @@ def test_the_page_shades_the_frontier_and_names_misfits():
       made(2.0, 5e9, "fsdp=64"),
       made(3.0, 6e9, "fsdp=32 tensor=2"),
       {"layout": "data=64", "fits": False},
+      {"layout": "fsdp=8", "fits": False, "failed": "out of <paper>"},
     ],
   }
   sweep["layouts"].append(draft := made(0, 4e9, "fsdp=16 data=4"))
@@ -75,6 +90,7 @@ def test_the_page_shades_the_frontier_and_names_misfits():
   assert page.count("<tr class=best>") == 1 and page.count("<circle") == 3
   assert page.count("fill=none stroke=#aab") == 1 and "<td>&ge; 1.500" in page
   assert "<td>data=64<td>does not fit" in page.replace("</td>", "")
+  assert "<td>failed: out of &lt;paper&gt;</td>" in page
 
 
 def test_the_best_drafts_are_planned_in_full(monkeypatch):
@@ -99,6 +115,22 @@ def test_the_best_drafts_are_planned_in_full(monkeypatch):
   )
   assert all(plan["seconds_at_least"] >= slowest for plan in rest)
   assert sum(plan["on_frontier"] for plan in whole) >= 1
+
+
+def test_one_broken_compilation_does_not_end_a_sweep(monkeypatch):
+  def planned(layout, asked, cache):
+    plan = made(2.0, 5e9, str(layout)) | {"seconds_at_least": 1.0}
+    broken = {"fits": False, "failed": "the compiler broke"}
+    return broken if everything or "remat=dots" in str(layout) else plan
+
+  monkeypatch.setattr(plan_sweep, "_plan", planned)
+  pod, config, everything = topology.parse("v5e-64"), pretrain.get_config("7b"), False
+  swept = plan_sweep.run(config, pod, 60, "")["layouts"]
+  broken = [plan for plan in swept if "failed" in plan]
+  assert broken and all("remat=dots" in plan["layout"] for plan in broken)
+  everything = True
+  with pytest.raises(ValueError, match="no layout could be compiled; the compiler bro"):
+    plan_sweep.run(config, pod, 3, "")
 
 
 def test_two_plans_stand_side_by_side():

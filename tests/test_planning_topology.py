@@ -113,6 +113,12 @@ def test_the_compilers_memory_error_is_read():
   )
   error = compiling._memory_error(message)
   assert error.used - error.capacity == pytest.approx(4.75 * 2**30)
+  message = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO"
+    " temporaries (24.12G) exceeds available HBM (15.75G)."
+  )
+  error = compiling._memory_error(message)
+  assert error.used - error.capacity == pytest.approx(8.37 * 2**30)
   assert compiling._memory_error("something else") is None
 
 

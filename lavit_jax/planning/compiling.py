@@ -109,11 +109,19 @@ def compile_lowered(lowered: Any, mesh: Mesh, draft: bool = False) -> Compiled:
 
 
 def _memory_error(message: str) -> DoesNotFitError | None:
-  """Reads "Used 20.51G of 15.75G hbm" out of the compiler's message."""
-  found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-  if not found:
-    return None
-  used, used_unit, capacity, capacity_unit = found.groups()
-  return DoesNotFitError(
-    float(used) * UNITS[used_unit], float(capacity) * UNITS[capacity_unit]
-  )
+  """Reads how much of how much out of the compiler's message.
+
+  It is "Used 20.51G of 15.75G hbm", or, where it gives up before the code is placed,
+  "HLO temporaries (24.12G) exceeds available HBM (15.75G)".
+  """
+  amount = r"([\d.]+)([KMGT]?)"
+  for pattern in (
+    rf"Used {amount} of {amount} hbm",
+    rf"\({amount}\) exceeds available HBM \({amount}\)",
+  ):
+    if found := re.search(pattern, message):
+      used, used_unit, capacity, capacity_unit = found.groups()
+      return DoesNotFitError(
+        float(used) * UNITS[used_unit], float(capacity) * UNITS[capacity_unit]
+      )
+  return None

@@ -1,8 +1,8 @@
 """Which mesh layouts are worth compiling for a pod, by arithmetic alone.
 
-A layout survives when its rows divide, and when parameters, optimizer state and the
-inputs that the backward pass keeps of each layer fit on a chip. The compiler decides
-the rest: this filter only saves its time.
+A layout survives when its rows divide, and when parameters, optimizer state, what the
+backward pass keeps of each layer and one layer at work fit on a chip. The compiler
+decides the rest: this filter only saves its time.
 """
 
 import dataclasses
@@ -12,6 +12,9 @@ from collections.abc import Sequence
 # Parameters and two moments in float32, and the gradient.
 STATE_BYTES = 4 * 4
 BFLOAT16 = 2
+# What a layer keeps of a position by rematerialization policy, in widths of the model:
+# its input; the attention kernel's result; at least the results of eight linear maps.
+KEPT = {"full": 1, "attention": 2, "dots": 10}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Layout:
   Attributes:
     mesh: size by mesh axis.
     accumulate: micro-batches of a step.
-    remat: rematerialization policy.
+    remat: rematerialization policy, a key of `KEPT`.
   """
 
   mesh: dict[str, int]
@@ -41,7 +44,7 @@ class Sizes:
     parameters: trainable values.
     heads: attention heads, which tensor must divide.
     layers: recomputed layers.
-    width: values of a position that a layer keeps.
+    width: values of a position between layers.
     length: positions of a row.
     batch: rows of a step.
   """
@@ -60,16 +63,18 @@ def powers(limit: int) -> list[int]:
 
 
 def memory(layout: Layout, sizes: Sizes) -> float:
-  """Bytes on a chip that no layout can avoid: state, and the inputs of the layers."""
+  """Bytes on a chip that no layout avoids: state, kept values, and a layer at work."""
   mesh = layout.mesh
   state = STATE_BYTES * sizes.parameters / (mesh["fsdp"] * mesh["tensor"])
   rows = sizes.batch / layout.accumulate / (mesh["data"] * mesh["fsdp"])
-  kept = rows * sizes.length / mesh["sequence"] * sizes.layers * sizes.width * BFLOAT16
-  return state + kept
+  one = rows * sizes.length / mesh["sequence"] * sizes.width * BFLOAT16
+  widths = lambda policy: 1 + (KEPT[policy] - 1) / mesh["tensor"]
+  # The layer whose gradient is taken holds all its results again, and their gradients.
+  return state + one * (sizes.layers * widths(layout.remat) + 2 * widths("dots"))
 
 
 def candidates(
-  chips: int, slices: int, sizes: Sizes, policies: Sequence[str], capacity: float
+  chips: int, slices: int, sizes: Sizes, capacity: float
 ) -> list[Layout]:
   """Layouts that divide and may fit, the largest micro-batches first.
 
@@ -77,7 +82,6 @@ def candidates(
     chips: of all slices.
     slices: of the pod; `data` spans them.
     sizes: of the model.
-    policies: rematerialization policies to try.
     capacity: bytes of a chip.
   """
   found = []
@@ -89,7 +93,7 @@ def candidates(
       if rest or not fsdp or data % slices or data > 8 * slices:
         continue
       mesh = dict(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor)
-      for accumulate, remat in itertools.product(powers(sizes.batch), policies):
+      for accumulate, remat in itertools.product(powers(sizes.batch), KEPT):
         layout = Layout(mesh, accumulate, remat)
         rows, rest = divmod(sizes.batch, accumulate * data * fsdp)
         if rows and not rest and memory(layout, sizes) < capacity:

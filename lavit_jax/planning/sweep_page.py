@@ -17,9 +17,10 @@ def render(title: str, rows: list[dict[str, Any]]) -> str:
 
   Args:
     title: what was swept.
-    rows: each with layout, seconds, memory (GB), capacity (GB), mfu, collectives (GB)
-      and on_frontier; layouts that do not fit carry seconds None, drafts mfu None and
-      the least seconds that they can take.
+    rows: each with layout, seconds, memory (GB), capacity (GB), mfu, collectives (GB),
+      on_frontier and failed; layouts that do not fit carry seconds None, or the reason
+      in failed where the compiler broke, drafts mfu None and the least seconds that
+      they can take.
   """
   head = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title>"
   note = (
@@ -38,7 +39,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
   body = []
   rank = lambda row: (row["seconds"] is None, row["mfu"] is None, row["seconds"] or 0)
   for row in sorted(rows, key=rank):
-    cells = [html.escape(row["layout"]), "does not fit", "", "", ""]
+    without = f"failed: {row['failed']}" if row["failed"] else "does not fit"
+    cells = [html.escape(row["layout"]), html.escape(without), "", "", ""]
     if row["seconds"]:
       draft = row["mfu"] is None
       cells[1:] = [
