@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import ml_collections
 from absl import app, flags
+from ml_collections import config_flags
 
 from lavit_jax import plan_sweep, sharding, train
 from lavit_jax.planning import compiling, cost, roofline, summary, topology, traced
@@ -231,10 +232,7 @@ def main(argv: list[str]) -> None:
       )
     pod = topology.parse(TOPOLOGY.value, SLICES.value)
     if SWEEP.value:
-      plan = plan_sweep.run(train.CONFIG.value, pod, SWEEP.value, CACHE.value)
-      pathlib.Path(HTML.value).write_text(plan_sweep.page(plan))
-      broken = [one["layout"] for one in plan["layouts"] if "failed" in one]
-      print(f"wrote {HTML.value}" + f"; failed: {', '.join(broken)}" * bool(broken))
+      plan = _sweep(train.CONFIG.value, pod)
     else:
       asked = (PRICE.value, CACHE.value, PROGRAM.value, ROWS.value, DRAFT.value)
       plan = make(train.CONFIG.value, pod, *asked)
@@ -243,6 +241,36 @@ def main(argv: list[str]) -> None:
     sys.exit(f"error: {error}")
   if JSON.value:
     pathlib.Path(JSON.value).write_text(json.dumps(plan, indent=2))
+
+
+def _sweep(config: ml_collections.ConfigDict, pod: Topology) -> dict[str, Any]:
+  """Runs a sweep, writes its page and says how it went."""
+  if PROGRAM.value != "train":
+    raise ValueError(
+      f"--sweep compares train steps, got --program={PROGRAM.value}; leave one out"
+    )
+  swept = plan_sweep.run(config, pod, SWEEP.value, shared_arguments(pod))
+  pathlib.Path(HTML.value).write_text(plan_sweep.page(swept))
+  plans = swept["layouts"]
+  broken = [plan["layout"] for plan in plans if "failed" in plan]
+  print(
+    f"wrote {HTML.value}: {sum(plan['fits'] for plan in plans)} of {len(plans)} layouts"
+    f" fit" + f"; failed: {', '.join(broken)}" * bool(broken)
+  )
+  return swept
+
+
+def shared_arguments(pod: Topology) -> list[str]:
+  """What the plans of a sweep are asked alike, from the flags of this command."""
+  flag = flags.FLAGS["config"]
+  changed = config_flags.get_override_values(flag)
+  return [
+    f"--config={config_flags.get_config_filename(flag)}",
+    *(f"--config.{name}={value}" for name, value in changed.items()),
+    f"--topology={pod.chip.name}:{'x'.join(map(str, pod.shape))}",
+    f"--slices={pod.slices}",
+    f"--cache={CACHE.value}",
+  ]
 
 
 def _pair(paths: list[str]) -> list[dict[str, Any]]:
