@@ -31,9 +31,10 @@ def main(argv: list[str]) -> None:
     for layout in LAYOUTS:
       fields = {f"mesh__{axis}": size for axis, size in layout.items()}
       plan = plan_runs.planned(stage, TOPOLOGY.value, **fields)
-      flops, name = plan.get("flops_per_step"), " ".join(map(str, layout.items()))
-      if flops is None:
-        print(f"{stage:20} {name:60} does not fit: {plan['misfit']}", flush=True)
+      flops, name = plan["flops_per_step"], " ".join(map(str, layout.items()))
+      if not plan["fits"]:
+        over = plan["misfit"]["over"] / 1e9
+        print(f"{stage:20} {name:60} does not fit by {over:.2f} GB", flush=True)
         continue
       ratio = flops["counted"] / flops["analytic"]
       memory = plan["memory_per_chip"]["total"] / 1e9

@@ -50,7 +50,7 @@ def line(stage: str, name: str, plan: dict[str, Any]) -> str:
   """One row of the table."""
   mesh = ", ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1)
   start = f"| {name} | {stage} | {mesh} | {plan['accumulate']} |"
-  if "memory_per_chip" not in plan:
+  if not plan["fits"]:
     over = plan["misfit"]["over"] / 1e9
     return f"{start} does not fit by {over:.2f} GB | | | |"
   memory, predicted = plan["memory_per_chip"], plan["predicted"]

@@ -1,10 +1,10 @@
-"""Plans in processes of their own, kept in a folder: a stopped benchmark goes on."""
+"""Plans in processes of their own; --work keeps them: a stopped benchmark goes on."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 from absl import flags
@@ -15,7 +15,10 @@ WORK = flags.DEFINE_string("work", "/tmp/plans", "Folder of the figures.")
 def planned(
   config: str, topology: str, slices: int = 1, **fields: Any
 ) -> dict[str, Any]:
-  """What `python -m lavit_jax.plan --json` writes, from --work if it is there already.
+  """What `python -m lavit_jax.plan --json` writes.
+
+  The step is traced again each time; --work holds figures by program, compiler and
+  counting code, so that none is older than what it is compared with.
 
   Args:
     config: stage and variant, e.g. "pretrain:7b".
@@ -26,20 +29,15 @@ def planned(
   Raises:
     RuntimeError: `plan` refused, in its words.
   """
-  overrides = [f"{name.replace('__', '.')}={value}" for name, value in fields.items()]
-  parts = [config.replace(":", "_"), topology.replace(":", "_"), f"{slices}x"]
-  name = "_".join([*parts, *(text.replace("=", "") for text in overrides)])
-  path = pathlib.Path(WORK.value) / f"{name}.json"
-  if not path.exists():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stage, variant = config.split(":")
-    command = [sys.executable, "-m", "lavit_jax.plan", f"--topology={topology}"]
-    command += [f"--config=configs/{stage}.py:{variant}", f"--slices={slices}"]
-    command += [f"--cache={path.parent / 'programs'}", f"--json={path}.part"]
-    command += [f"--config.{text}" for text in overrides]
-    done = subprocess.run(command, capture_output=True, text=True)
+  stage, variant = config.split(":")
+  command = [sys.executable, "-m", "lavit_jax.plan", f"--topology={topology}"]
+  command += [f"--config=configs/{stage}.py:{variant}", f"--slices={slices}"]
+  command += [f"--cache={pathlib.Path(WORK.value) / 'programs'}"]
+  command += [f"--config.{k.replace('__', '.')}={v}" for k, v in fields.items()]
+  with tempfile.TemporaryDirectory() as folder:
+    out = pathlib.Path(folder) / "plan.json"
+    done = subprocess.run([*command, f"--json={out}"], capture_output=True, text=True)
     if done.returncode:
       reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-      raise RuntimeError(f"{name}: {reason}")
-    os.replace(f"{path}.part", path)
-  return json.loads(path.read_text())
+      raise RuntimeError(f"{' '.join(command[3:])}: {reason}")
+    return json.loads(out.read_text())

@@ -70,7 +70,7 @@ def train(parts: Parts, state: Any, position: int, skipped: int) -> Any:
       written.
   """
   config, stage = parts.config, parts.stage
-  first, flops = int(state.step), 0.0
+  first, counted, flops = int(state.step), None, 0.0
   key = jax.random.key(config.seed)
   eyes = guard.Guard(config.skip_limit, stage.records, parts.writer, skipped)
   with (
@@ -91,7 +91,8 @@ def train(parts: Parts, state: Any, position: int, skipped: int) -> Any:
         state = stage.before_step(state, number)
         step = stage.step(number)
         arguments = (state, stage.frozen, batch, jax.random.fold_in(key, number))
-        flops = flops or utilization.step_flops(step, *arguments)
+        if step is not counted:  # phases of a stage have different ones
+          counted, flops = step, utilization.step_flops(step, *arguments)
         state, values = step(*arguments)
       window.after(number, values)
       parts.clock.step()

@@ -13,11 +13,15 @@ them in full; --compare=a.json,b.json sets two plans side by side.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import math
+import os
 import pathlib
 import resource
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,14 +35,15 @@ from lavit_jax.planning.compiling import DoesNotFitError
 from lavit_jax.planning.topology import Topology
 from lavit_jax.stages import programs, serving_programs
 
+# Train steps (phase a of stage 1 has its own), and programs of a finished model.
+KINDS = ["train", "train_a", *serving_programs.PROGRAMS]
+
 TOPOLOGY = flags.DEFINE_string("topology", None, "Pod, e.g. v5p:4x4x4 or v5e-64.")
 SLICES = flags.DEFINE_integer("slices", 1, "Slices joined by the network.")
 PRICE = flags.DEFINE_float("price", 0.0, "Price of a chip-hour, for the receipt.")
 JSON = flags.DEFINE_string("json", "", "File for the figures.")
 CACHE = flags.DEFINE_string("cache", "", "Folder of plans, found again by program.")
-PROGRAM = flags.DEFINE_enum(
-  "program", "train", ["train", *serving_programs.PROGRAMS], "What to compile."
-)
+PROGRAM = flags.DEFINE_enum("program", "train", KINDS, "What to compile.")
 DRAFT = flags.DEFINE_bool("draft", False, "Compile fast; predict no time.")
 ROWS = flags.DEFINE_integer("rows", 64, "Pictures or sequences of a serving program.")
 SWEEP = flags.DEFINE_integer("sweep", 0, "Compile this many layouts and compare them.")
@@ -62,101 +67,121 @@ def make(
     pod: the pod.
     price: of a chip-hour; 0 when unknown.
     cache: folder of earlier plans by program, or "".
-    kind: "train" or a name of `serving_programs.PROGRAMS`.
+    kind: of `KINDS`.
     rows: pictures or sequences of a call, where nothing trains.
     draft: compile fast, and state a floor of the time in place of a prediction.
 
   Returns:
     The figures, as `--json` writes them.
   """
+  program = _program(kind, config, pod, rows)
+  found = programs.trace(program)
+  with jax.set_mesh(program.mesh):
+    lowered = found.lower()
+  work = lambda: _compile(pod, program, found, lowered, draft)
+  made = _kept(cache, f"{pod} draft={draft} {lowered.as_text()}", work)
+  # Programs may be the same where configs are not: what a config says is never kept.
+  plan = _labels(config, pod, program) | made
+  if not plan["fits"]:
+    remedies = _remedies(plan["misfit"]["capacity"], config, pod, program)
+    plan["misfit"] = plan["misfit"] | {"remedies": remedies}
+  if "predicted" in plan and program.steps:
+    schedule = (program.steps, config.num_steps)
+    plan["receipt"] = summary.receipt(plan["predicted"], schedule, pod, price)
+  return plan
+
+
+def _program(kind: str, config, pod: Topology, rows: int) -> programs.Program:
+  """The program that --program names."""
+  mesh = pod_mesh(config, pod)
   if config.stage not in programs.STEPS:
     raise ValueError(
       f"expected a stage of {sorted(programs.STEPS)} to plan, got {config.stage!r}"
     )
-  mesh = pod_mesh(config, pod)
   if kind == "train":
-    program = programs.STEPS[config.stage](config, mesh)
-  else:
-    program = _serving(kind, config, mesh, rows)
-  found = programs.trace(program)
-  with jax.set_mesh(mesh):
-    lowered = found.lower()
-  key = f"{pod} jax {jax.__version__} {'draft ' * draft}{lowered.as_text()}"
-  kept = pathlib.Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-  if cache and kept.exists():
-    plan = json.loads(kept.read_text())
-  else:
-    plan = _compile(config, pod, program, found, lowered, draft)
-    if cache:
-      kept.parent.mkdir(parents=True, exist_ok=True)
-      kept.write_text(json.dumps(plan))
-  if "predicted" in plan and kind == "train":
-    seconds = plan["predicted"]["seconds"]
-    plan["receipt"] = summary.receipt(seconds, config.num_steps, pod, price)
-  return plan
-
-
-def _serving(kind: str, config, mesh, rows: int) -> programs.Program:
-  stage = serving_programs.STAGE[kind]
+    return programs.STEPS[config.stage](config, mesh)
+  stage = "visual_tokenizer" if kind == "train_a" else serving_programs.STAGE[kind]
   if config.stage != stage:
     raise ValueError(
       f"--program={kind} belongs to stage {stage}, got a config of {config.stage}; give"
       f" --config=configs/{stage}.py:7b"
     )
+  if kind == "train_a":
+    return programs.first_tokenizer_step(config, mesh)
   sharding.check_divides(mesh, rows=(rows, ("data", "fsdp")))
   return serving_programs.PROGRAMS[kind](config, mesh, rows)
 
 
-def _compile(
-  config, pod: Topology, program, found, lowered, draft: bool
-) -> dict[str, Any]:
-  """The figures of a program that was not planned before."""
-  mesh = program.mesh
-  plan = {
+def _kept(cache: str, text: str, work: Callable[[], dict]) -> dict[str, Any]:
+  """What `work` made of a program's text earlier, or makes now."""
+  if not cache:
+    return work()
+  key = f"{_versions()} {text}"
+  path = pathlib.Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+  if not path.exists():
+    made = work()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(made))
+    part.replace(path)
+  return json.loads(path.read_text())
+
+
+def _versions() -> str:
+  """What figures depend on besides the program: compiler and counting."""
+  counting = hashlib.sha256()
+  for path in sorted(pathlib.Path(cost.__file__).parent.glob("*.py")):
+    counting.update(path.read_bytes())
+  libtpu = importlib.metadata.version("libtpu")
+  return f"jax {jax.__version__} libtpu {libtpu} counted by {counting.hexdigest()}"
+
+
+def _labels(config, pod: Topology, program: programs.Program) -> dict[str, Any]:
+  """What is planned."""
+  labels = {
     "program": program.name,
     "topology": str(pod),
     "chips": pod.chips,
     "slices": pod.slices,
-    "mesh": dict(mesh.shape),
+    "mesh": dict(program.mesh.shape),
     "examples": program.examples,
-    "accumulate": config.accumulate,
-    "remat": config.remat,
+    "accumulate": program.accumulate,
     "jax": jax.__version__,
   }
+  return labels | ({"remat": config.remat} if program.steps else {})
+
+
+def _compile(pod: Topology, program, found, lowered, draft: bool) -> dict[str, Any]:
+  """The figures of a program that was not planned before."""
+  analytic, started = traced.flops(found.jaxpr) / pod.chips, time.monotonic()
   try:
-    compiled = compiling.compile_lowered(lowered, mesh, draft)
+    compiled = compiling.compile_lowered(lowered, program.mesh, draft)
   except DoesNotFitError as error:
-    return plan | _misfit(error.used, error.capacity, config, program)
+    return _misfit(error.used, error.capacity) | {
+      "flops_per_step": {"analytic": analytic},
+      "compile_seconds": time.monotonic() - started,
+    }
   groups = argument_groups(program)
-  figures = summary.memory_figures(compiled.memory, groups, pod.chip.memory)
+  memory = summary.memory_figures(compiled.memory, groups, pod.chip.memory)
   counts = cost.count(compiled.text, pod.chips)
+  figures = {"fits": True, "memory_per_chip": memory}
+  figures |= summary.cost_figures(counts, analytic, dict(program.mesh.shape))
   moved = compiled.memory.arguments + compiled.memory.outputs
-  places = [_place(device) for device in mesh.devices.flat]
+  places = [_place(device) for device in program.mesh.devices.flat]
   times = roofline.estimate(counts, pod, places, moved)
-  plan |= {"fits": True, "memory_per_chip": figures}
-  plan |= summary.cost_figures(
-    counts, traced.flops(found.jaxpr) / pod.chips, dict(mesh.shape)
-  )
   if draft:
-    plan["seconds_at_least"] = times.floor
+    figures["seconds_at_least"] = times.floor
   else:
-    plan["predicted"] = _prediction(config, pod, program, found, times)
-  plan |= {
+    work = (program.tokens, program.images, traced.model_flops(found.jaxpr))
+    figures["predicted"] = summary.prediction(times, pod, *work)
+  figures |= {
     "compile_seconds": compiled.seconds,
     "compile_cpu_seconds": compiled.cpu_seconds,
     "compile_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   }
-  if figures["total"] > pod.chip.memory:
-    plan |= _misfit(figures["total"], pod.chip.memory, config, program)
-  return plan
-
-
-def _prediction(config, pod: Topology, program, found, times) -> dict[str, Any]:
-  plain = found
-  if "state" in program.arguments:
-    plain = _without_recomputation(config, program.mesh)
-  volume = (program.tokens, program.images)
-  return summary.prediction(times, pod, *volume, traced.flops(plain.jaxpr))
+  if memory["total"] > pod.chip.memory:
+    figures |= _misfit(memory["total"], pod.chip.memory)
+  return figures
 
 
 def pod_mesh(config: ml_collections.ConfigDict, pod: Topology) -> jax.sharding.Mesh:
@@ -184,37 +209,43 @@ def argument_groups(program: programs.Program) -> dict[str, int]:
   }
 
 
-def _without_recomputation(config: ml_collections.ConfigDict, mesh) -> Any:
-  """The same step traced without rematerialization and without kernels."""
-  plain = ml_collections.ConfigDict(config)
-  plain.remat = "none"
-  program = programs.STEPS[plain.stage](plain, mesh)
-  return program.function.trace(*program.arguments.values())
+def _misfit(used: float, capacity: float) -> dict[str, Any]:
+  """By how much a plan does not fit."""
+  over = {"used": used, "capacity": capacity, "over": used - capacity}
+  return {"fits": False, "misfit": over}
 
 
-def _misfit(used: float, capacity: float, config, program) -> dict[str, Any]:
-  """By how much a plan does not fit, and what would help."""
+def _remedies(capacity: float, config, pod: Topology, program) -> list[str]:
+  """What would help a program that does not fit."""
   state = sum(argument_groups(program).values())
-  ways = program.mesh.shape["data"] * program.mesh.shape["fsdp"]
-  rows = config.batch_size // config.accumulate // ways
   remedies = []
-  if program.mesh.shape["data"] > 1:
+  if program.mesh.shape["data"] > pod.slices:
     remedies.append("more of the mesh for --config.mesh.fsdp, less for data")
   if state > 0.8 * capacity:
     need = math.ceil(state * program.mesh.size / (0.5 * capacity))
     remedies.append(f"a larger pod: the arguments alone need about {need} chips")
+  if program.steps:
+    remedies += _train_remedies(config, program)
+  elif program.examples > program.mesh.shape["data"] * program.mesh.shape["fsdp"]:
+    remedies.append(f"--rows={program.examples // 2}: fewer at a time")
+  return remedies or ["a mesh with tensor=2, or a chip with more memory"]
+
+
+def _train_remedies(config, program) -> list[str]:
+  """Fields of the config that make a train step smaller."""
+  remedies = []
+  ways = program.mesh.shape["data"] * program.mesh.shape["fsdp"]
+  rows = program.examples // program.accumulate // ways
   if config.remat != "full":
     remedies.append("--config.remat=full, which keeps only the input of each layer")
-  if rows > 1:
+  if rows > 1 and rows % 2 == 0:
     remedies.append(
       f"--config.accumulate={config.accumulate * 2}: {rows} rows per chip at a time"
       " now, temporaries fall by up to half"
     )
   if "loss_chunks" in config and config.loss_chunks < 8:
     remedies.append("--config.loss_chunks=8: the logits never exist at once")
-  remedies = remedies or ["a mesh with tensor=2, or a chip with more memory"]
-  over = {"used": used, "capacity": capacity, "over": used - capacity}
-  return {"fits": False, "misfit": over | {"remedies": remedies}}
+  return remedies
 
 
 def main(argv: list[str]) -> None:
@@ -281,7 +312,21 @@ def _pair(paths: list[str]) -> list[dict[str, Any]]:
       f"--compare expects two files that --json wrote, got {paths}"
       f"{f' of which {missing} do not exist' if missing else ''}; give a.json,b.json"
     )
-  return [json.loads(pathlib.Path(path).read_text()) for path in paths]
+  return [_read(path) for path in paths]
+
+
+def _read(path: str) -> dict[str, Any]:
+  """A plan from its file."""
+  try:
+    plan = json.loads(pathlib.Path(path).read_text())
+  except ValueError:
+    plan = None
+  if not isinstance(plan, dict) or "flops_per_step" not in plan:
+    raise ValueError(
+      f"--compare expects plans of one layout each, and {path} holds none; write it"
+      " with --json and without --sweep"
+    )
+  return plan
 
 
 if __name__ == "__main__":

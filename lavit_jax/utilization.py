@@ -24,13 +24,13 @@ PEAKS = {kind: topology.CHIPS[name].flops for kind, name in TPUS.items()} | {
 
 
 def step_flops(step: Any, *arguments: Any) -> float:
-  """FLOPs of a jitted step on all devices, counted in its trace; 0 on a CPU.
+  """Model FLOPs of a jitted step on all devices, as `plan` counts them; 0 on a CPU.
 
   A CPU has no peak to compare with, so the count is left out there.
   """
   if jax.devices()[0].device_kind not in PEAKS:
     return 0.0
-  return traced.flops(step.trace(*arguments).jaxpr)
+  return traced.model_flops(step.trace(*arguments).jaxpr)
 
 
 def mfu(flops: float, seconds: float) -> float:

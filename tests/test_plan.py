@@ -8,6 +8,7 @@ import pytest
 
 from configs import contrastive, pixel_decoder, pretrain, visual_tokenizer
 from lavit_jax import plan, sharding
+from lavit_jax.layers import splash, stack
 from lavit_jax.planning import compiling, cost, summary, topology, traced
 from lavit_jax.stages import programs, serving_programs
 from lavit_jax.vocabulary import Vocabulary
@@ -90,6 +91,35 @@ def test_analytic_flops_of_stage_2_are_those_of_the_formula():
   assert found == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize("stage", CONFIGS)
+def test_model_flops_are_those_of_a_step_that_keeps_everything(stage):
+  kept = {"loss_chunks": 1} if stage == "pretrain" else {}
+  pieces = {"loss_chunks": 4} if stage == "pretrain" else {}
+  again = programs.trace(program_of(stage, "fsdp", **pieces)).jaxpr
+  once = programs.trace(program_of(stage, "fsdp", remat="none", **kept)).jaxpr
+  assert traced.model_flops(again) == traced.model_flops(once) == traced.flops(once)
+  assert traced.flops(again) > 1.1 * traced.flops(once)
+
+
+@pytest.mark.parametrize("policy", ["none", "full", "attention"])
+def test_model_flops_of_the_attention_kernel_are_those_of_the_einsum(policy):
+  rows, length, heads, size = 2, 256, 4, 128
+  array = jax.ShapeDtypeStruct((rows, length, heads, size), "bfloat16")
+  ids = jax.ShapeDtypeStruct((rows, length), "int32")
+
+  def loss(query, key, value, ids):
+    mixed = splash.attend(query, key, value, ids, interpret=True)
+    return mixed.astype("float32").sum()
+
+  rule = stack.REMAT_POLICIES[policy]
+  step = loss if policy == "none" else jax.checkpoint(loss, policy=rule)
+  both = jax.jit(jax.value_and_grad(step, (0, 1, 2)))
+  found = both.trace(array, array, array, ids).jaxpr
+  einsum = 6 * 2 * rows * length * length * heads * size
+  assert traced.model_flops(found) == pytest.approx(einsum, rel=1e-3)
+  assert traced.flops(found) < 1e-2 * einsum
+
+
 def test_a_batch_below_one_row_per_chip_is_refused():
   with pytest.raises(ValueError, match=r"leaves 0.5 rows per chip, below one; lower"):
     program_of("pretrain", "fsdp", batch_size=16, accumulate=4)
@@ -116,7 +146,7 @@ def figures() -> dict:
     "memory_per_chip": summary.memory_figures(memory, groups, pod.chip.memory),
     "predicted": summary.prediction(times, pod, 4096, 32, 4 * 197e12),
     "compile_seconds": 12.0, "compile_memory": 10**9,
-    "receipt": summary.receipt(1.25, 2880, pod, 1.5),
+    "receipt": summary.receipt({"seconds": 1.25}, (2880, 2880), pod, 1.5),
   }  # fmt: skip
   return made | summary.cost_figures(cost.Cost(flops=2e12), 2e12, made["mesh"])
 
@@ -136,12 +166,34 @@ def test_the_page_states_every_group_and_the_receipt():
 
 
 def test_a_misfit_says_by_how_much_and_what_helps():
-  config = tiny("pretrain", "data")
-  program = programs.STEPS["pretrain"](config, sharding.make_mesh({"data": 8}))
-  made = figures() | plan._misfit(20e9, 16e9, config, program)
+  made = figures() | plan._misfit(20e9, 16e9)
+  assert remedies("data")[0] == "more of the mesh for --config.mesh.fsdp, less for data"
+  made["misfit"]["remedies"] = ["a larger pod"]
   text = summary.page(made)
   assert "Does not fit: 20.00 GB per chip of 16.00 GB, 4.00 GB too much." in text
-  assert "Would help: more of the mesh for --config.mesh.fsdp" in text
+  assert "Would help: a larger pod" in text
+
+
+def remedies(mesh: str, slices: int = 1, **changes) -> list[str]:
+  config, pod = tiny("pretrain", mesh, **changes), topology.parse("v5e-8", slices)
+  program = programs.STEPS["pretrain"](config, sharding.make_mesh(MESHES[mesh]))
+  return plan._remedies(16e9, config, pod, program)
+
+
+def test_remedies_are_ones_that_the_program_can_take():
+  assert remedies("data", slices=8) == [
+    "--config.loss_chunks=8: the logits never exist at once"
+  ]
+  found = remedies("fsdp", batch_size=32)
+  assert found[0].startswith("--config.accumulate=4: 2 rows per chip at a time now")
+  assert not any("accumulate" in text for text in remedies("fsdp", batch_size=48))
+  config, pod = pretrain.get_config("7b"), topology.parse("v5e-8")
+  config.model.num_layers = 2
+  program = serving_programs.decode(config, sharding.make_mesh({"fsdp": 8}), 64)
+  found = plan._remedies(16e9, config, pod, program)
+  assert found == ["--rows=32: fewer at a time"]
+  assert plan._labels(config, pod, program)["accumulate"] == 1
+  assert "remat" not in plan._labels(config, pod, program)
 
 
 def test_batch_and_parameters_are_counted_by_their_shardings():
@@ -181,7 +233,8 @@ def test_one_decoded_token_reads_every_weight_once():
   assert 2 * weights / 8 < held["parameters"] < 2 * (weights + width * vocabulary)
 
 
-def test_a_serving_program_needs_its_stage():
+def test_a_serving_program_needs_its_stage(monkeypatch):
+  monkeypatch.setattr(plan, "pod_mesh", lambda config, pod: None)
   config = visual_tokenizer.get_config("7b")
   with pytest.raises(ValueError, match="--program=decode belongs to stage pretrain"):
-    plan._serving("decode", config, sharding.make_mesh({"fsdp": 8}), 8)
+    plan._program("decode", config, topology.parse("v5e-8"), 8)

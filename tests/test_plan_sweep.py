@@ -51,6 +51,8 @@ COMPILED = {
   "data=2 fsdp=16 sequence=2 accumulate=8 remat=attention": 21.16,
   "fsdp=16 sequence=4 accumulate=8 remat=full": 20.15,
   "data=4 fsdp=8 tensor=2 accumulate=8 remat=full": 21.33,
+  "fsdp=64 accumulate=32 remat=dots": 10.61,
+  "fsdp=16 tensor=4 accumulate=32 remat=dots": 15.06,
 }
 
 
@@ -158,7 +160,8 @@ def test_the_frontier_keeps_what_nothing_beats():
 
 def made(seconds: float, total: float, layout: str) -> dict:
   return {
-    "topology": "v5e:8x8", "chips": 64, "layout": layout, "fits": True,
+    "program": "pretrain", "topology": "v5e:8x8", "chips": 64, "mesh": {"fsdp": 64},
+    "layout": layout, "fits": True, "examples": 2048, "accumulate": 8, "remat": "full",
     "memory_per_chip": {
       "arguments": 10**9, "temporaries": total - 10**9, "total": total,
       "capacity": 16 * 10**9,
@@ -302,20 +305,49 @@ def test_available_memory_is_what_linux_says():
 
 
 def test_two_plans_stand_side_by_side():
-  text = summary.comparison(made(2.0, 5e9, "a"), made(1.0, 6e9, "b"))
-  assert (
-    "predicted (s)                                2.000           1.000    0.500"
-    in text
-  )
+  other = made(1.0, 6e9, "b") | {
+    "mesh": {"data": 1, "fsdp": 32, "tensor": 2}, "accumulate": 1, "remat": "dots",
+    "collective_bytes": {"all-gather": 1e10, "all-reduce": 3e10},
+  }  # fmt: skip
+  text = summary.comparison(made(2.0, 5e9, "a"), other)
+  lines = {line[:34].strip(): line[34:].split() for line in text.splitlines()[3:]}
+  assert lines["predicted (s)"] == ["2.000", "1.000", "0.500"]
+  assert lines["all-gather (GB)"] == ["20.000", "10.000", "0.500"]
+  assert lines["all-reduce (GB)"] == ["0.000", "30.000", "-"]
+  assert text.splitlines()[:2] == [
+    "a  pretrain on v5e:8x8: fsdp=64, 2048 rows or pictures in 8 micro-batches, remat"
+    " full",
+    "b  pretrain on v5e:8x8: fsdp=32 tensor=2, 2048 rows or pictures at once, remat"
+    " dots",
+  ]
 
 
-def test_compare_needs_two_files(tmp_path):
-  path = tmp_path / "a.json"
+def test_a_plan_that_does_not_fit_compares_what_it_has():
+  whole = made(2.0, 5e9, "a")
+  broken = {name: whole[name] for name in whole if not name.startswith(("mem", "coll"))}
+  broken |= misfit(20e9) | {"flops_per_step": {"analytic": 5e14}}
+  del broken["predicted"]
+  whole["flops_per_step"]["analytic"] = 4e14
+  lines = summary.comparison(whole, broken).splitlines()
+  assert lines[1].endswith(", does not fit")
+  assert [line[:34].strip() for line in lines[3:]] == [
+    "chips", "memory total (GB)", "FLOPs analytic (T)"
+  ]  # fmt: skip
+  assert lines[4].split()[-3:] == ["5.000", "20.000", "4.000"]
+
+
+def test_compare_needs_two_plans(tmp_path):
+  path, swept, text = (tmp_path / name for name in ("a.json", "b.json", "c.txt"))
   path.write_text(json.dumps(made(2.0, 5e9, "a")))
+  swept.write_text(json.dumps({"program": "pretrain", "layouts": []}))
+  text.write_text("<html>")
   with pytest.raises(ValueError, match="expects two files .* give a.json,b.json"):
     plan._pair([str(path)])
   with pytest.raises(ValueError, match=r"of which \['missing'\] do not exist"):
     plan._pair([str(path), "missing"])
+  for other in (swept, text):
+    with pytest.raises(ValueError, match=f"{other} holds none; write it with --json"):
+      plan._pair([str(path), str(other)])
   assert plan._pair([str(path)] * 2)[0]["chips"] == 64
 
 

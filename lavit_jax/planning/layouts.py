@@ -4,7 +4,7 @@
     -> by estimated seconds, the policies in turn
 
 The compiler decides the rest: this only saves its time. The constants of `memory` are
-fitted to stage 2 as compiled for v5e-64: 21 layouts over all axes, within 6 %.
+fitted to stage 2 as compiled for v5e-64: 23 layouts over all axes, within 6 %.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ SUM_BYTES = 2 * 4
 # Layers whose weights are gathered at a time, in the compute dtype.
 GATHERED = 2
 # What a layer keeps of a position by rematerialization policy, in widths of the model
-# as (whole, split over tensor): its input; the attention kernel's result; the result of
-# the map that follows it, and those of query, key, value and the two wide maps.
-KEPT = {"full": (1, 0), "attention": (1, 1), "dots": (2, 8.4)}
+# as (whole, split over tensor): its input; the attention kernel's result; the results
+# of the two maps that end in sums over tensor, and those of the five others.
+KEPT = {"full": (1, 0), "attention": (1, 1), "dots": (3, 7.4)}
 # What is alive of a position at once where memory peaks: a layer that is computed again
 # with its gradients, the loss, the pictures' features. The last are the whole row's
 # keys and values, for each further device that shares a row over sequence.
 WORKING, WORKING_SPLIT, WORKING_ROW = 13, 33, 7
 # Micro-batches to try of each mesh and policy: the largest that fits, and half of it.
 SIZES_EACH = 2
-# All-reduces of a layer's result over tensor, forward, again and backward; where the
-# maps are kept none is computed again.
-REDUCED = {"full": 6, "attention": 6, "dots": 4}
+# Sums of a layer's result over tensor: two forward, two again and two backward; one
+# less where the maps are kept.
+REDUCED = {"full": 6, "attention": 6, "dots": 5}
 
 
 @dataclasses.dataclass(frozen=True)

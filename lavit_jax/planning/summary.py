@@ -91,18 +91,22 @@ def prediction(
   }
 
 
-def receipt(seconds: float, steps: int, pod: Topology, price: float) -> dict[str, Any]:
-  """What the whole schedule takes.
+def receipt(
+  predicted: dict[str, Any], schedule: tuple[int, int], pod: Topology, price: float
+) -> dict[str, Any]:
+  """What the steps of a program take.
 
   Args:
-    seconds: of a step.
-    steps: of the schedule.
+    predicted: as `prediction` returns.
+    schedule: steps that run the program, and steps of the whole schedule.
     pod: the pod.
     price: of a chip-hour, in any currency; 0 when unknown.
   """
-  hours = seconds * steps / HOUR
+  steps, of = schedule
+  hours = predicted["seconds"] * steps / HOUR
   return {
     "steps": steps,
+    "schedule": of,
     "days": hours / 24,
     "chip_hours": hours * pod.chips,
     "price_per_chip_hour": price,
@@ -117,8 +121,7 @@ def page(plan: dict[str, Any]) -> str:
     f"program   {plan['program']} on {plan['topology']}: {plan['chips']} chips,"
     f" {plan['slices']} slice{'s' if plan['slices'] > 1 else ''}",
     "mesh      " + "  ".join(f"{axis} {n}" for axis, n in plan["mesh"].items()),
-    f"batch     {plan['examples']} rows or pictures in {plan['accumulate']}"
-    " micro-batches",
+    f"batch     {_batch(plan)}",
   ]
   if "memory_per_chip" not in plan:
     return "\n".join([*lines, *_misfit(plan)])
@@ -151,6 +154,12 @@ def page(plan: dict[str, Any]) -> str:
   return "\n".join(lines)
 
 
+def _batch(plan: dict[str, Any]) -> str:
+  parts = plan["accumulate"]
+  how = f"in {parts} micro-batches" if parts > 1 else "at once"
+  return f"{plan['examples']} rows or pictures {how}"
+
+
 def _memory_lines(memory: dict[str, Any]) -> list[str]:
   parts = memory["groups"] | {
     name: memory[name] for name in ("outputs", "temporaries", "code")
@@ -177,8 +186,9 @@ def _time_lines(predicted: dict[str, Any]) -> list[str]:
 
 def _receipt_lines(paid: dict[str, Any]) -> list[str]:
   cost = f", cost {paid['cost']:,.0f}" if paid["price_per_chip_hour"] else ""
+  part = f" of {paid['schedule']:,}" if paid["steps"] < paid["schedule"] else ""
   return [
-    f"receipt   {paid['steps']:,} steps take {paid['days']:.1f} days and"
+    f"receipt   {paid['steps']:,}{part} steps take {paid['days']:.1f} days and"
     f" {paid['chip_hours']:,.0f} chip-hours{cost}",
     f"create    {paid['create']}",
   ]
@@ -194,27 +204,45 @@ def _misfit(plan: dict[str, Any]) -> list[str]:
 
 
 def comparison(first: dict[str, Any], second: dict[str, Any]) -> str:
-  """Two plans side by side, with the ratio of the second to the first."""
-  lines = [f"{'':34}{first['topology']:>16}{second['topology']:>16}{'ratio':>9}"]
+  """Two plans side by side, with the ratio of the second to the first.
+
+  A kind of collective that one of them lacks counts as 0 there.
+  """
+  lines = [f"{name}  {_heading(plan)}" for name, plan in (("a", first), ("b", second))]
+  lines.append(f"{'':34}{'a':>16}{'b':>16}{'ratio':>9}")
   left, right = _flat(first), _flat(second)
-  for name in sorted(left.keys() & right.keys(), key=list(left).index):
+  if "collective_bytes" in first and "collective_bytes" in second:
+    for kind in first["collective_bytes"] | second["collective_bytes"]:
+      for plan, found in ((first, left), (second, right)):
+        found[f"{kind} (GB)"] = plan["collective_bytes"].get(kind, 0.0) / GB
+  for name in (name for name in left if name in right):
     a, b = left[name], right[name]
     ratio = f"{b / a:9.3f}" if a else "        -"
     lines.append(f"{name:34}{a:16,.3f}{b:16,.3f}{ratio}")
   return "\n".join(lines)
 
 
+def _heading(plan: dict[str, Any]) -> str:
+  mesh = " ".join(f"{axis}={n}" for axis, n in plan["mesh"].items() if n > 1)
+  remat = f", remat {plan['remat']}" if "remat" in plan else ""
+  fits = "" if plan["fits"] else ", does not fit"
+  return (
+    f"{plan['program']} on {plan['topology']}: {mesh or 'one chip'},"
+    f" {_batch(plan)}{remat}{fits}"
+  )
+
+
 def _flat(plan: dict[str, Any]) -> dict[str, float]:
-  """The figures that compare, in readable units."""
-  found = {"chips": plan["chips"]}
-  if "memory_per_chip" not in plan:
-    return found
-  memory, flops = plan["memory_per_chip"], plan["flops_per_step"]
-  names = ("arguments", "temporaries", "total")
-  found |= {f"memory {name} (GB)": memory[name] / GB for name in names}
-  found["FLOPs counted (T)"] = flops["counted"] / 1e12
-  for kind, size in plan["collective_bytes"].items():
-    found[f"{kind} (GB)"] = size / GB
+  """The figures that compare, in readable units; of a misfit those that there are."""
+  found, flops = {"chips": plan["chips"]}, plan["flops_per_step"]
+  if memory := plan.get("memory_per_chip"):
+    names = ("arguments", "temporaries", "total")
+    found |= {f"memory {name} (GB)": memory[name] / GB for name in names}
+  else:
+    found["memory total (GB)"] = plan["misfit"]["used"] / GB
+  for name in ("counted", "analytic"):
+    if name in flops:
+      found[f"FLOPs {name} (T)"] = flops[name] / 1e12
   if predicted := plan.get("predicted"):
     found["predicted (s)"] = predicted["seconds"]
     found["tokens/s"] = predicted["tokens_per_second"]

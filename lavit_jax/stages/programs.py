@@ -46,6 +46,8 @@ class Program:
     examples: rows or pictures of one call.
     tokens: sequence positions of one call; patches where there is no language model.
     images: pictures of one call.
+    accumulate: micro-batches of one call.
+    steps: steps of the schedule that run it; 0 where nothing trains.
   """
 
   name: str
@@ -55,6 +57,8 @@ class Program:
   examples: int
   tokens: int
   images: int
+  accumulate: int = 1
+  steps: int = 0
 
 
 def placed(abstract: Any, shardings: Any, dtype: str | None = None) -> Any:
@@ -145,6 +149,7 @@ def contrastive_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
     examples=size,
     tokens=size * patches,
     images=size,
+    **_schedule(config),
   )
 
 
@@ -196,11 +201,32 @@ def _language_program(config, mesh, tower, made, frozen) -> Program:
     examples=config.batch_size,
     tokens=config.batch_size * length,
     images=config.batch_size * slots,
+    **_schedule(config),
   )
 
 
 def tokenizer_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
-  """The train step of stage 1, in phase b: with the codebook."""
+  """The train step of stage 1 in phase b: with the codebook."""
+  steps = config.num_steps - config.phase_a_steps
+  return _tokenizer_program(config, mesh, config.phase_a_steps, "phase b", steps)
+
+
+def first_tokenizer_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
+  """The train step of stage 1 in phase a: without codes, and the selector learns.
+
+  Raises:
+    ValueError: the schedule has no phase a.
+  """
+  if not config.phase_a_steps:
+    raise ValueError(
+      "config.phase_a_steps is 0: stage 1 has no phase a to plan; give it steps, or"
+      " leave --program=train_a out"
+    )
+  return _tokenizer_program(config, mesh, 0, "phase a", config.phase_a_steps)
+
+
+def _tokenizer_program(config, mesh, number: int, phase: str, steps: int) -> Program:
+  """The train step of stage 1 at a step number."""
   check_batch(config, mesh)
   tiny = config.model.embed_dim == vit.VARIANTS["tiny"]["embed_dim"]
   tower, frozen = encoder("tiny" if tiny else "g14", config, mesh)
@@ -208,13 +234,15 @@ def tokenizer_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   side, size = tower.image_size, config.batch_size
   batch = rows_of(mesh, size, image=(jnp.uint8, side, side, 3), noise_id=(jnp.uint32,))
   return Program(
-    name="visual_tokenizer",
-    function=made.step(config.phase_a_steps),
+    name=f"visual_tokenizer {phase}",
+    function=made.step(number),
     arguments=_train_arguments(made, frozen, batch, mesh),
     mesh=mesh,
     examples=size,
     tokens=size * tower.num_patches,
     images=size,
+    accumulate=config.accumulate,
+    steps=steps,
   )
 
 
@@ -231,7 +259,13 @@ def pixel_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
     examples=size,
     tokens=size * patches,
     images=size,
+    **_schedule(config),
   )
+
+
+def _schedule(config: ml_collections.ConfigDict) -> dict[str, int]:
+  """Micro-batches, and steps where all run one program."""
+  return {"accumulate": config.accumulate, "steps": config.num_steps}
 
 
 def _train_arguments(made: base.Assembled, frozen, batch, mesh) -> dict[str, Any]:
