@@ -9,19 +9,16 @@ chips, by TensorCores), v5e-64 (chips), several slices with --slices=2.
 
 --draft compiles in a third of the time and says what fits, but predicts no time.
 --sweep=30 --html=sweep.html drafts the 30 most promising layouts and plans the best of
-them in full; --compare=a.json,b.json sets two plans side by side.
+them in full; --compare=a.json,b.json sets two plans side by side; --program plans what
+is no train step, or phase a of stage 1 (train_a).
 """
 
-import hashlib
-import importlib.metadata
 import json
 import math
-import os
 import pathlib
 import resource
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,7 +27,15 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from lavit_jax import plan_sweep, sharding, train
-from lavit_jax.planning import compiling, cost, roofline, summary, topology, traced
+from lavit_jax.planning import (
+  compiling,
+  cost,
+  kept,
+  roofline,
+  summary,
+  topology,
+  traced,
+)
 from lavit_jax.planning.compiling import DoesNotFitError
 from lavit_jax.planning.topology import Topology
 from lavit_jax.stages import programs, serving_programs
@@ -79,7 +84,7 @@ def make(
   with jax.set_mesh(program.mesh):
     lowered = found.lower()
   work = lambda: _compile(pod, program, found, lowered, draft)
-  made = _kept(cache, f"{pod} draft={draft} {lowered.as_text()}", work)
+  made = kept.figures(cache, f"{pod} draft={draft} {lowered.as_text()}", work)
   # Programs may be the same where configs are not: what a config says is never kept.
   plan = _labels(config, pod, program) | made
   if not plan["fits"]:
@@ -110,30 +115,6 @@ def _program(kind: str, config, pod: Topology, rows: int) -> programs.Program:
     return programs.first_tokenizer_step(config, mesh)
   sharding.check_divides(mesh, rows=(rows, ("data", "fsdp")))
   return serving_programs.PROGRAMS[kind](config, mesh, rows)
-
-
-def _kept(cache: str, text: str, work: Callable[[], dict]) -> dict[str, Any]:
-  """What `work` made of a program's text earlier, or makes now."""
-  if not cache:
-    return work()
-  key = f"{_versions()} {text}"
-  path = pathlib.Path(cache) / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-  if not path.exists():
-    made = work()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(made))
-    part.replace(path)
-  return json.loads(path.read_text())
-
-
-def _versions() -> str:
-  """What figures depend on besides the program: compiler and counting."""
-  counting = hashlib.sha256()
-  for path in sorted(pathlib.Path(cost.__file__).parent.glob("*.py")):
-    counting.update(path.read_bytes())
-  libtpu = importlib.metadata.version("libtpu")
-  return f"jax {jax.__version__} libtpu {libtpu} counted by {counting.hexdigest()}"
 
 
 def _labels(config, pod: Topology, program: programs.Program) -> dict[str, Any]:

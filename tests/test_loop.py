@@ -190,6 +190,22 @@ def test_the_share_of_the_peak(monkeypatch):
   assert utilization.mfu(2000.0, 0.5) == pytest.approx(4000 / 8000)
 
 
+def test_each_phase_has_its_own_flops(tmp_path, monkeypatch):
+  stage, asked, told = make_stage(), [], []
+  first, second = stage.step(0), make_stage().step(0)
+  flops = {first: 100.0, second: 300.0}
+  stage.step = lambda number: first if number < 6 else second
+  monkeypatch.setattr(
+    utilization, "step_flops", lambda step, *_: asked.append(step) or flops[step]
+  )
+  monkeypatch.setattr(
+    utilization, "mfu", lambda flops, seconds: told.append(flops) or 0
+  )
+  run(tmp_path, stage, config(eval_every=0, checkpoint_every=0))
+  assert asked == [first, second]
+  assert set(told[:3]) == {100.0} and set(told[3:]) == {300.0}
+
+
 def test_weights_and_biases_gets_the_metrics(tmp_path, monkeypatch):
   calls = []
   log = lambda values, step: calls.append((step, values))

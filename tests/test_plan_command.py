@@ -2,16 +2,20 @@
 
 import importlib.util
 import json
+import pathlib
+import subprocess
 import sys
+import types
 
 import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from benchmarks import plan_runs
 from configs import pretrain
 from lavit_jax import plan, train
-from lavit_jax.planning import compiling, topology
+from lavit_jax.planning import compiling, kept, topology
 
 TINY = ("--config=configs/pretrain.py:tiny", "--config.batch_size=16")
 
@@ -26,7 +30,7 @@ def command(monkeypatch):
   monkeypatch.setattr(compiling, "compile_lowered", compiler)
   monkeypatch.setattr(topology, "devices", lambda pod: jax.devices()[: pod.chips])
   monkeypatch.setattr(plan, "_place", lambda device: (0, device.id % 2, device.id // 2))
-  monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "0.0")
+  monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0.0")
 
   def run(*arguments):
     monkeypatch.setattr(sys, "argv", ["plan", *arguments])  # config flags look there
@@ -149,7 +153,7 @@ def test_kept_figures_are_of_the_same_program_and_counter(
   command, monkeypatch, tmp_path
 ):
   seen, out, versions = fake(monkeypatch), tmp_path / "plan.json", ["one"]
-  monkeypatch.setattr(plan, "_versions", lambda: versions[-1])
+  monkeypatch.setattr(kept, "versions", lambda: versions[-1])
   # Without an attention kernel both policies make the same program.
   asked = (*TINY, "--topology=v5e-8", f"--cache={tmp_path}", f"--json={out}")
   for policy in ("full", "attention", "dots"):
@@ -162,10 +166,10 @@ def test_kept_figures_are_of_the_same_program_and_counter(
 
 
 def test_versions_are_those_of_compiler_and_counting_code(monkeypatch):
-  monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: f"{name} 1.2")
-  found = plan._versions()
+  monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: f"{name} 1.2")
+  found = kept.versions()
   assert found.startswith(f"jax {jax.__version__} libtpu libtpu 1.2 counted by ")
-  assert found == plan._versions() and len(found.split()[-1]) == 64
+  assert found == kept.versions() and len(found.split()[-1]) == 64
 
 
 def test_a_program_that_does_not_fit_keeps_what_is_known(
@@ -181,3 +185,23 @@ def test_a_program_that_does_not_fit_keeps_what_is_known(
   assert not made["fits"] and made["misfit"]["over"] == 4e9
   assert made["misfit"]["remedies"]
   assert made["flops_per_step"]["analytic"] > 1e9 and made["compile_seconds"] >= 0
+
+
+def test_benchmarks_keep_figures_by_program_alone(monkeypatch, tmp_path):
+  commands = []
+
+  def child(command, **options):
+    commands.append(command)
+    out = command[-1].removeprefix("--json=")
+    pathlib.Path(out).write_text(json.dumps({"made": len(commands)}))
+    return subprocess.CompletedProcess(command, 0, "", "")
+
+  monkeypatch.setattr(plan_runs, "WORK", types.SimpleNamespace(value=str(tmp_path)))
+  monkeypatch.setattr(plan_runs.subprocess, "run", child)
+  for made in (1, 2):  # a figure is asked for anew, and `plan` knows whether it is kept
+    found = plan_runs.planned("pretrain:7b", "v5e-64", mesh__fsdp=64)
+    assert found == {"made": made}
+  assert commands[0][3:-1] == [
+    "--topology=v5e-64", "--config=configs/pretrain.py:7b", "--slices=1",
+    f"--cache={tmp_path}/programs", "--config.mesh.fsdp=64",
+  ]  # fmt: skip
