@@ -148,6 +148,8 @@ def _compile(pod: Topology, program, found, lowered, draft: bool) -> dict[str, A
   figures = {"fits": True, "memory_per_chip": memory}
   figures |= summary.cost_figures(counts, analytic, dict(program.mesh.shape))
   moved = compiled.memory.arguments + compiled.memory.outputs
+  if "state" in program.arguments:  # written whole; a donated cache is only added to
+    moved += compiled.memory.donated
   places = [_place(device) for device in program.mesh.devices.flat]
   times = roofline.estimate(counts, pod, places, moved)
   if draft:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import types
 
 import jax
 import pytest
@@ -137,7 +138,7 @@ def figures() -> dict:
   """A plan of a made-up compilation."""
   pod = topology.parse("v5e:4x2")
   program = program_of("pretrain", "fsdp")
-  memory = compiling.Memory(10**9, 0, 2 * 10**9, 10**7)
+  memory = compiling.Memory(10**9, 0, 10**9, 2 * 10**9, 10**7)
   groups = plan.argument_groups(program)
   times = plan.roofline.Roofline(0.5, 1.0, 0.25, 0.5, 0.1)
   made = {
@@ -163,6 +164,24 @@ def test_the_page_states_every_group_and_the_receipt():
   assert "8 chip-hours, cost 12" in text and "gcloud compute tpus" in text
   assert made["memory_per_chip"]["total"] == 3_010_000_000
   assert made["memory_per_chip"]["groups"]["parameters"] > 0
+
+
+def test_memory_is_bound_by_a_state_written_whole_not_by_a_cache(monkeypatch):
+  text = "ENTRY %main (a: f32[2]) -> f32[2] {\n  ROOT %a = f32[2] parameter(0)\n}"
+  memory = compiling.Memory(10**9, 10**8, 10**9, 0, 0)
+  compiled = compiling.Compiled(text, memory, 1.0, 1.0)
+  monkeypatch.setattr(compiling, "compile_lowered", lambda *_: compiled)
+  monkeypatch.setattr(plan, "_place", lambda device: (0, 0, 0))
+  found = types.SimpleNamespace(jaxpr=jax.make_jaxpr(lambda x: x)(1.0))
+  config, pod = tiny("pretrain", "fsdp"), topology.parse("v5e:4x2")
+  train = programs.STEPS["pretrain"](config, sharding.make_mesh({"fsdp": 8}))
+  decode = serving_programs.decode(config, train.mesh, 8)
+  floor = lambda program: (
+    plan._compile(pod, program, found, None, True)["seconds_at_least"]
+    * pod.chip.bandwidth
+  )
+  assert floor(train) == pytest.approx(2.1e9)
+  assert floor(decode) == pytest.approx(1.1e9)
 
 
 def test_a_misfit_says_by_how_much_and_what_helps():

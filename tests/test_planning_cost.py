@@ -25,7 +25,9 @@ TPU_TEXT = """HloModule jit_step, is_scheduled=true
 }}, calls=%fused_start.1
   %mid.1 = (bf16[8,16]{1,0}, bf16[32,16]{1,0}) fusion(%x.1), kind=kOutput, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"1000"}
   %end.1 = bf16[32,16]{1,0} fusion(%x.1), kind=kCustom, calls=%fused_end.1
-  ROOT %t.1 = (s32[]{:T(128)}, bf16[8,16]{1,0}) tuple(%i.1, %x.1)
+  %one.1 = s32[]{:T(128)} constant(1)
+  %next.1 = s32[]{:T(128)} add(%i.1, %one.1)
+  ROOT %t.1 = (s32[]{:T(128)}, bf16[8,16]{1,0}) tuple(%next.1, %x.1)
 }
 
 %fused_start.1 (q.1: bf16[8,16]) -> (bf16[8,16], bf16[32,16]) {
@@ -111,11 +113,48 @@ def test_groups_name_their_mesh_axes():
     ("replica_groups=mesh['a'=8] {'a':(2)2}", (0, 2)),
     ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", tuple(range(8))),
     ("source_target_pairs={{0,4},{4,0}}", (0, 4)),
+    ("source_target_pairs={{0,0},{1,5},{5,1}}", (1, 5)),
+    ("source_target_pairs={{0,0},{1,1}}", (0,)),
+    ("source_target_pairs={}", (0,)),
   ],
 )
 def test_every_spelling_of_groups_is_read(groups, expected):
   line = program.Instruction("x", "f32[2]", "all-reduce", (), "", f", {groups}, a=b")
   assert collectives.first_group(line, 8) == expected
+
+
+def test_what_devices_send_to_themselves_is_no_exchange():
+  text = """ENTRY %main (a: f32[4]) -> f32[4] {
+  %a = f32[4] parameter(0)
+  %b = f32[4] collective-permute(%a), source_target_pairs={{0,0},{1,1}}
+  ROOT %c = f32[4] collective-permute(%b), source_target_pairs={{0,0},{1,3}}
+}"""
+  (found,) = cost.count(text, 4).collectives
+  assert (found.group, found.total) == ((1, 3), 4 * 4)
+
+
+def splash_call(queries: int, keys: int) -> cost.Kernel:
+  text = f"""ENTRY %main (q: bf16[8,{queries},128], k: bf16[8,{keys},128]) -> bf16[8] {{
+  %q = bf16[8,{queries},128] parameter(0)
+  %k = bf16[8,{keys},128] parameter(1)
+  ROOT %c = bf16[8] custom-call(%q, %k), custom_call_target="tpu_custom_call", metadata={{op_name="splash_mha_fwd"}}
+}}"""  # noqa: E501
+  (found,) = cost.count(text, 4).kernels
+  return found
+
+
+def test_the_attention_kernel_waits_for_the_last_shard_of_a_sequence():
+  whole = splash_call(2048, 2048)
+  blocks = 1 + 2 + 3 + 4  # of 512 x 512, below and on the diagonal
+  assert whole.flops == whole.slowest == 2 * 2 * 8 * blocks * 512 * 512 * 128
+  # A quarter of the queries: blocks of 512 still, four of them in the last shard.
+  quarter = splash_call(512, 2048)
+  assert quarter.flops == whole.flops / 4
+  assert quarter.slowest == 2 * 2 * 8 * 4 * 512 * 512 * 128
+  # An eighth: blocks of 256 waste less, eight of them in the last shard.
+  eighth = splash_call(256, 2048)
+  assert eighth.flops * 8 == 2 * 2 * 8 * (8 * 9 / 2) * 256 * 256 * 128
+  assert eighth.slowest == 2 * 2 * 8 * 8 * 256 * 256 * 128
 
 
 def convolution(attributes: str, left: str, kernel: str, out: str) -> int:
@@ -165,34 +204,75 @@ def test_text_without_a_program_names_the_remedy():
     cost.count("nothing here", 1)
 
 
-def test_a_loop_that_the_compiler_unrolled_turns_half_as_often():
-  text = """%body (p: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
-  %p = (u32[], f32[4,4]) parameter(0)
-  %i = u32[] get-tuple-element(%p), index=0
-  %x = f32[4,4] get-tuple-element(%p), index=1
+# A loop as XLA prints it, whose counter starts at %start, moves by %next, and ends
+# where %less says; each test prints its own.
+LOOP = """%bump (b: u32[]) -> u32[] {
+  %b = u32[] parameter(0)
+  %by = u32[] constant(1)
+  ROOT %more = u32[] add(%b, %by)
+}
+
+%below (l: u32[], r: u32[]) -> pred[] {
+  %l = u32[] parameter(0)
+  %r = u32[] parameter(1)
+  ROOT %is = pred[] compare(%l, %r), direction=LT
+}
+
+%body (p: (f32[4,4], u32[])) -> (f32[4,4], u32[]) {
+  %p = (f32[4,4], u32[]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=1
   %c = u32[] copy(%i)
+  %x = f32[4,4] get-tuple-element(%p), index=0
   %one = u32[] constant(1)
-  %once = u32[] add(%c, %one)
-  %twice = u32[] add(%once, %one)
+  NEXT
   %d = f32[4,4] dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
-  %e = f32[4,4] dot(%d, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
-  ROOT %t = (u32[], f32[4,4]) tuple(%twice, %e)
+  ROOT %t = (f32[4,4], u32[]) tuple(%d, %next)
 }
 
-%condition (q: (u32[], f32[4,4])) -> pred[] {
-  %q = (u32[], f32[4,4]) parameter(0)
-  %j = u32[] get-tuple-element(%q), index=0
+%condition (q: (f32[4,4], u32[])) -> pred[] {
+  %q = (f32[4,4], u32[]) parameter(0)
+  %j = u32[] get-tuple-element(%q), index=1
   %limit = u32[] constant(5)
-  ROOT %less = pred[] compare(%j, %limit), direction=LT
+  ROOT LESS
 }
 
-ENTRY %main (a: (u32[], f32[4,4])) -> (u32[], f32[4,4]) {
-  %a = (u32[], f32[4,4]) parameter(0)
-  ROOT %w = (u32[], f32[4,4]) while(%a), condition=%condition, body=%body
+ENTRY %main (a: f32[4,4], n: u32[]) -> (f32[4,4], u32[]) {
+  %a = f32[4,4] parameter(0)
+  %n = u32[] parameter(1)
+  START
+  %in = (f32[4,4], u32[]) tuple(%a, %start)
+  ROOT %w = (f32[4,4], u32[]) while(%in), condition=%condition, body=%body
 }"""
+ZERO = "%start = u32[] constant(0)"
+ADD = "%next = u32[] add(%c, %one)"
+TWICE = "%once = u32[] add(%c, %one)\n  %next = u32[] add(%once, %one)"
+LESS = "%less = pred[] compare(%j, %limit), direction=LT"
+PEELED = "%k = u32[] constant(1)\n  %start = u32[] copy(%k)"
+FUSED = "%next = u32[] fusion(%c), kind=kLoop, calls=%bump"
+FUSED_LESS = "%less = pred[] fusion(%j, %limit), kind=kLoop, calls=%below"
+
+
+@pytest.mark.parametrize(
+  ("start", "step", "end", "trips"),
+  [
+    (ZERO, ADD, LESS, 5),
+    (ZERO, ADD, LESS.replace("LT", "LE"), 6),
+    (ZERO, FUSED, FUSED_LESS, 5),
+    (ZERO, TWICE, LESS, 3),  # unrolled; the last turn does half
+    (PEELED, ADD, LESS, 4),  # the first turn was moved out of the loop
+    ("%start = u32[] copy(%n)", ADD, LESS, None),
+    (ZERO, "%next = u32[] multiply(%c, %one)", LESS, None),
+    (ZERO, "%next = u32[] copy(%i)", LESS, None),
+    (ZERO, "%next = u32[] copy(%one)", LESS, None),
+    (ZERO, ADD, LESS.replace("LT", "NE"), None),
+    (ZERO, ADD, LESS.replace("%limit", "%j"), None),
+  ],
+)
+def test_turns_follow_from_where_the_counter_starts_and_steps(start, step, end, trips):
+  text = LOOP.replace("START", start).replace("NEXT", step).replace("LESS", end)
   counted = cost.count(text, 1)
-  assert counted.loops == {"w": 3}
-  assert counted.flops == 3 * 2 * (2 * 4**3)
+  assert counted.loops == {"w": trips}
+  assert counted.flops == (trips or 1) * (2 * 4**3)
 
 
 WIDTH, LAYERS, ROWS = 64, 6, 32

@@ -1,8 +1,11 @@
 """Names of pods, their links, and what is asked of Google Cloud."""
 
 import importlib.util
+import types
 
+import jax
 import pytest
+from jax.experimental import topologies
 
 from lavit_jax.planning import compiling, roofline, topology
 from lavit_jax.planning.collectives import Collective
@@ -96,7 +99,7 @@ def test_synchronous_collectives_add_and_asynchronous_ones_hide():
       Collective("all-gather", "f32[2]", seconds(0.25), group, 4, True, ""),
       Collective("all-reduce", "f32[2]", seconds(0.5), group, 1, False, ""),
     ],
-    kernels=[Kernel("splash", 0.1 * pod.chip.flops, 2)],
+    kernels=[Kernel("splash", 0.05 * pod.chip.flops, 0.1 * pod.chip.flops, 2)],
   )
   times = roofline.estimate(found, pod, places, pod.chip.bandwidth)
   assert times.products == pytest.approx(1.2)
@@ -104,6 +107,22 @@ def test_synchronous_collectives_add_and_asynchronous_ones_hide():
   assert (times.hidden, times.exposed) == pytest.approx((1.0, 0.5))
   assert times.predicted == pytest.approx(times.compute + 0.5)
   assert times.bound == "compute"
+
+
+@pytest.mark.parametrize(
+  ("exposed", "hidden", "memory", "predicted", "bound"),
+  [
+    (0.5, 1, 1, 2.5, "compute"),
+    (3, 1, 1, 5, "synchronous collectives"),
+    (1, 4, 1, 5, "inter-chip links"),
+    (0.5, 1, 3, 3, "HBM"),
+  ],
+)
+def test_a_step_is_bound_by_what_sets_its_time(
+  exposed, hidden, memory, predicted, bound
+):
+  found = roofline.Roofline(1, 2, exposed, hidden, memory)
+  assert (found.predicted, found.bound) == (predicted, bound)
 
 
 def test_the_compilers_memory_error_is_read():
@@ -122,9 +141,57 @@ def test_the_compilers_memory_error_is_read():
   assert compiling._memory_error("something else") is None
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed"
-)
-def test_a_missing_compiler_ends_in_one_sentence():
+def test_a_missing_compiler_ends_in_one_sentence(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"planning needs libtpu, .* pip install"):
     topology.devices(topology.parse("v5e-64"))
+
+
+def test_a_slice_unknown_to_the_compiler_ends_in_one_sentence(monkeypatch):
+  def unknown(**asked):
+    assert asked["topology_name"] == "v5p:3x3x3"
+    raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: no such bounds\nStack trace")
+
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: "libtpu")
+  monkeypatch.setattr(topologies, "get_topology_desc", unknown)
+  message = r"knows no slice v5p:3x3x3 \(no such bounds\); choose one of .*'4x4x4'"
+  with pytest.raises(ValueError, match=message):
+    topology.devices(topology.parse("v5p:3x3x3"))
+
+
+class Step:
+  """Stands for a lowered and for a compiled program."""
+
+  def __init__(self, text: str | None):
+    self.text = text
+
+  def compile(self):
+    return self
+
+  def memory_analysis(self):
+    return types.SimpleNamespace(
+      argument_size_in_bytes=100,
+      output_size_in_bytes=70,
+      alias_size_in_bytes=60,
+      temp_size_in_bytes=5,
+      generated_code_size_in_bytes=1,
+    )
+
+  def as_text(self):
+    if self.text is None:
+      raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: cannot be printed")
+    return self.text
+
+
+def test_donated_results_take_no_memory_of_their_own():
+  mesh = jax.make_mesh((1,), ("data",))
+  found = compiling.compile_lowered(Step("a program"), mesh)
+  assert found.text == "a program"
+  assert (found.memory.outputs, found.memory.donated) == (10, 60)
+  assert found.memory.total == 100 + 10 + 5 + 1
+
+
+def test_a_program_that_cannot_be_printed_names_the_remedy():
+  mesh = jax.make_mesh((1,), ("data",))
+  with pytest.raises(ValueError, match=r"cannot print .* pip install 'jax\[tpu\]"):
+    compiling.compile_lowered(Step(None), mesh)

@@ -100,10 +100,12 @@ def _share(kind: str, size: int) -> float:
 
 
 def first_group(instruction: Instruction, num_devices: int) -> tuple[int, ...]:
-  """Members of the group that device 0 belongs to."""
+  """Members of the first group, or the first two devices between which data moves."""
   text = instruction.attributes
-  if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
-    return tuple(int(n) for n in found.groups())
+  if found := re.search(r"source_target_pairs=\{([\d,{}]*)\}", text):
+    pairs = re.findall(r"\{(\d+),(\d+)\}", found.group(1))
+    between = ((int(a), int(b)) for a, b in pairs if a != b)
+    return next(between, (0,))  # what a device sends to itself crosses no link
   if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
     return _mesh_group(*found.groups())
   pattern = r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?"

@@ -21,18 +21,20 @@ class Memory:
   Attributes:
     arguments: parameters, optimizer state, batch and the like, with tile padding.
     outputs: results that do not live in a donated argument.
+    donated: results that do, no memory of their own.
     temporaries: the peak of everything in between.
     code: the program itself.
   """
 
   arguments: int
   outputs: int
+  donated: int
   temporaries: int
   code: int
 
   @property
   def total(self) -> int:
-    """All of it."""
+    """What must fit at once."""
     return self.arguments + self.outputs + self.temporaries + self.code
 
 
@@ -95,6 +97,7 @@ def compile_lowered(lowered: Any, mesh: Mesh, draft: bool = False) -> Compiled:
   memory = Memory(
     arguments=found.argument_size_in_bytes,
     outputs=found.output_size_in_bytes - found.alias_size_in_bytes,
+    donated=found.alias_size_in_bytes,
     temporaries=found.temp_size_in_bytes,
     code=found.generated_code_size_in_bytes,
   )
@@ -112,7 +115,8 @@ def _memory_error(message: str) -> DoesNotFitError | None:
   """Reads how much of how much out of the compiler's message.
 
   It is "Used 20.51G of 15.75G hbm", or, where it gives up before the code is placed,
-  "HLO temporaries (24.12G) exceeds available HBM (15.75G)".
+  "HLO temporaries (24.12G) exceeds available HBM (15.75G)", which counts arguments and
+  outputs too: 17 GB of arguments alone are named so.
   """
   amount = r"([\d.]+)([KMGT]?)"
   for pattern in (

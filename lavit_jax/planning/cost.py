@@ -1,19 +1,18 @@
 """Counts what one step of a compiled program does on one device.
 
 `cost_analysis()` counts the body of a loop once; here every body counts as often as
-its loop turns, which is read from the loop's condition.
+its loop turns.
 """
 
 import dataclasses
 import math
 import re
 
-from lavit_jax.planning import collectives, products, program
+from lavit_jax.layers import splash
+from lavit_jax.planning import collectives, loops, products, program
 from lavit_jax.planning.collectives import Collective
 from lavit_jax.planning.program import Computation, Instruction, Program
 
-# Blocks of the attention kernel: what the causal mask skips is skipped in these.
-BLOCK = 512
 # Matrix products of query times key size in each attention kernel.
 KERNEL_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 # Above it, an estimate is the compiler's word for "unknown".
@@ -26,12 +25,14 @@ class Kernel:
 
   Attributes:
     name: where it comes from.
-    flops: analytic FLOPs of one call on one device.
+    flops: analytic FLOPs of one call, the mean of the devices.
+    slowest: those of the device with the most.
     calls: calls per step.
   """
 
   name: str
   flops: float
+  slowest: float
   calls: int
 
 
@@ -56,8 +57,13 @@ class Cost:
 
   @property
   def kernel_flops(self) -> float:
-    """Analytic FLOPs of the kernels."""
+    """Analytic FLOPs of the kernels, the mean of the devices."""
     return sum(kernel.flops * kernel.calls for kernel in self.kernels)
+
+  @property
+  def slowest_kernel_flops(self) -> float:
+    """The same on the device that the others wait for."""
+    return sum(kernel.slowest * kernel.calls for kernel in self.kernels)
 
   def bytes_by(self, key) -> dict[str, float]:
     """Bytes that one device sends in a step, summed by `key(collective)`."""
@@ -82,7 +88,7 @@ def _walk(parsed: Program, computation: Computation, calls, num_devices, cost) -
     if collectives.kind_of(instruction):
       _add_collective(computation, instruction, calls, num_devices, cost)
     elif instruction.opcode == "while":
-      trips = trip_count(parsed, instruction)
+      trips = loops.trip_count(parsed, computation, instruction)
       cost.loops[instruction.name] = trips
       body = parsed.computations[instruction.called("body")]
       _walk(parsed, body, calls * (1 if trips is None else trips), num_devices, cost)
@@ -137,14 +143,19 @@ def _add_kernel(computation, instruction, calls, cost) -> None:
   if instruction.attribute(r'custom_call_target="([^"]*)"') != "tpu_custom_call":
     return
   name = instruction.op_name or instruction.name
-  cost.kernels.append(Kernel(name, kernel_flops(computation, instruction), calls))
+  cost.kernels.append(Kernel(name, *kernel_flops(computation, instruction), calls))
 
 
-def kernel_flops(computation: Computation, call: Instruction) -> float:
+def kernel_flops(computation: Computation, call: Instruction) -> tuple[float, float]:
   """FLOPs of one call of the splash attention kernels under a causal mask.
 
   Reads sizes from the operands: query [.., heads, T, H], then keys [.., heads, S, H].
-  Segments make it less still, depending on data; they are not subtracted.
+  A mesh that spreads the sequence leaves T < S queries to each device, and the last of
+  them sees nearly all keys. Segments make it less still, depending on data; they are
+  not subtracted.
+
+  Returns:
+    The mean of the devices, and those of the last one; 0 for any other kernel.
   """
   arrays = [
     sizes
@@ -153,64 +164,16 @@ def kernel_flops(computation: Computation, call: Instruction) -> float:
     if len(sizes) >= 3 and kind in ("bf16", "f32", "f16")
   ]
   if len(arrays) < 2 or "splash" not in (call.op_name + call.name):
-    return 0.0
+    return 0.0, 0.0
   query, key = arrays[:2]
   passes = max(n for part, n in KERNEL_PRODUCTS.items() if part in _kernel_name(call))
-  blocks = max(key[-2] // BLOCK, 1)
-  causal = (blocks + 1) / (2 * blocks)
-  return 2 * passes * math.prod(query) * key[-2] * causal
+  whole = 2 * passes * math.prod(query) * key[-2]
+  block = math.gcd(query[-2], splash.BLOCK)
+  rows, columns = query[-2] // block, key[-2] // block
+  return whole * (columns + 1) / (2 * columns), whole * (1 - (rows - 1) / (2 * columns))
 
 
 def _kernel_name(call: Instruction) -> str:
   """The name of the kernel, or "fwd" where none of the known parts occurs."""
   name = call.op_name.rsplit("/", 1)[-1] + call.name
   return name if any(part in name for part in KERNEL_PRODUCTS) else "fwd"
-
-
-def trip_count(parsed: Program, loop: Instruction) -> int | None:
-  """How often a loop turns: annotated, or the constant its counter is compared with."""
-  known = loop.attribute(r'known_trip_count":\{"n":"(\d+)"')
-  if known:
-    return int(known)
-  condition = parsed.computations[loop.called("condition")]
-  root = condition.root
-  constants = [
-    int(i.literal)
-    for i in condition.instructions
-    if i.opcode == "constant" and re.fullmatch(r"-?\d+", i.literal)
-  ]
-  if root.opcode in ("fusion", "call"):
-    inner = parsed.computations[root.called("calls") or root.called("to_apply")]
-    root = inner.root
-    constants += [
-      int(i.literal)
-      for i in inner.instructions
-      if i.opcode == "constant" and re.fullmatch(r"-?\d+", i.literal)
-    ]
-  constants = [n for n in constants if n > 0]
-  if root.opcode != "compare" or len(set(constants)) != 1:
-    return None
-  direction = root.attribute(r"direction=(\w+)")
-  limit = {"LT": constants[0], "LE": constants[0] + 1}.get(direction)
-  return None if limit is None else -(-limit // _counter_step(parsed, loop))
-
-
-def _counter_step(parsed: Program, loop: Instruction) -> int:
-  """What one turn adds to the counter: two where the compiler unrolled, else one."""
-  condition = parsed.computations[loop.called("condition")]
-  compared = [condition.by_name[name] for name in condition.root.operands]
-  indices = [i.attribute(r"index=(\d+)") for i in compared]
-  index = next((int(found) for found in indices if found), None)
-  body = parsed.computations[loop.called("body")]
-  if index is None or body.root.opcode != "tuple":
-    return 1
-  return _added(body, body.by_name[body.root.operands[index]]) or 1
-
-
-def _added(body: Computation, instruction: Instruction) -> int:
-  """Sum of the constants that a chain of additions and copies adds."""
-  if instruction.opcode == "constant":
-    return int(instruction.literal)
-  if instruction.opcode not in ("add", "copy"):
-    return 0
-  return sum(_added(body, body.by_name[name]) for name in instruction.operands)

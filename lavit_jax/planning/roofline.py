@@ -21,8 +21,9 @@ KERNEL_EFFICIENCY = 0.5
 ASSUMPTIONS = (
   "compute time is libtpu's own cycle estimate; its cost model leaves out collectives"
   " and kernels",
-  f"attention kernels reach {KERNEL_EFFICIENCY:.0%} of the peak; causal blocks of 512"
-  " are skipped, segments are not",
+  f"attention kernels reach {KERNEL_EFFICIENCY:.0%} of the peak; blocks that the causal"
+  " mask empties are skipped, segments are not; the last shard of a sequence, which"
+  " skips least, sets the pace",
   "a group uses one link for each torus dimension it spans, two where the ring closes;"
   " between slices 200 Gbit/s for every four chips",
   "asynchronous collectives hide behind compute, synchronous ones do not",
@@ -35,7 +36,7 @@ class Roofline:
   """Seconds of one step on one chip, each part alone.
 
   Attributes:
-    products: matrix products at the peak.
+    products: matrix products and the slowest device's kernels, at the peak.
     compute: the compiler's estimate, and the kernels.
     exposed: synchronous collectives.
     hidden: asynchronous collectives.
@@ -62,6 +63,8 @@ class Roofline:
   @property
   def bound(self) -> str:
     """What the step waits for."""
+    if self.predicted == self.memory:
+      return "HBM"
     if self.exposed + self.hidden > self.compute + self.exposed:
       return "inter-chip links"
     return "compute" if self.compute > self.exposed else "synchronous collectives"
@@ -76,13 +79,13 @@ def estimate(
     cost: counts of one device.
     pod: the pod.
     places: (slice, *coordinates) of each device, in mesh order.
-    moved: bytes of arguments and outputs.
+    moved: bytes of arguments read and outputs written.
   """
   chip, seconds = pod.chip, {True: 0.0, False: 0.0}
   for one in cost.collectives:
     group = [places[i] for i in one.group]
     seconds[one.is_async] += one.total / topology.bandwidth(pod, group)
-  kernels = cost.kernel_flops / chip.flops
+  kernels = cost.slowest_kernel_flops / chip.flops
   products = cost.flops / chip.flops
   compute = max(cost.cycles / chip.clock, products) + kernels / KERNEL_EFFICIENCY
   return Roofline(

@@ -1,6 +1,7 @@
 """TPU chips and pod slices: what they hold, how they are named, how they are created.
 
-Figures are Google's published ones for bfloat16; links one way. Two spellings are
+Figures are Google's published ones for bfloat16; links one way. Memory is what libtpu
+0.0.42.1 lets a program use ("exceeds available HBM (15.75G)"). Two spellings are
 accepted: the shape, "v5p:4x4x4", and the product name, where v4 and v5p count
 TensorCores ("v5p-128" has 64 chips) and v5e and v6e count chips ("v5e-64").
 """
@@ -22,7 +23,7 @@ class Chip:
   Attributes:
     name: e.g. "v5e".
     flops: peak bfloat16 FLOP/s.
-    memory: bytes of HBM.
+    memory: bytes of HBM that a program may use.
     bandwidth: HBM bytes/s.
     link: bytes/s of one inter-chip link, one way.
     dims: dimensions of the torus.
@@ -62,20 +63,20 @@ CHIPS = {
   chip.name: chip
   for chip in (
     Chip(
-      "v4", 275e12, 32e9, 1.2e12, 45e9, 3, 4, 1.05e9, 2, "v4", "tpu-ubuntu2204-base",
-      CUBES,
+      "v4", 275e12, 30.75 * 2**30, 1.2e12, 45e9, 3, 4, 1.05e9, 2, "v4",
+      "tpu-ubuntu2204-base", CUBES,
     ),
     Chip(
-      "v5e", 197e12, 16e9, 0.81e12, 50e9, 2, 16, 1.5e9, 1, "v5litepod",
+      "v5e", 197e12, 15.75 * 2**30, 0.81e12, 50e9, 2, 16, 1.5e9, 1, "v5litepod",
       "v2-alpha-tpuv5-lite", SQUARES,
     ),
     Chip(
-      "v5p", 459e12, 95e9, 2.8e12, 100e9, 3, 4, 1.75e9, 2, "v5p", "v2-alpha-tpuv5",
-      CUBES,
+      "v5p", 459e12, 95.74 * 2**30, 2.8e12, 100e9, 3, 4, 1.75e9, 2, "v5p",
+      "v2-alpha-tpuv5", CUBES,
     ),
     Chip(
-      "v6e", 918e12, 32e9, 1.6e12, 100e9, 2, 16, 1.75e9, 1, "v6e", "v2-alpha-tpuv6e",
-      SQUARES,
+      "v6e", 918e12, 31.25 * 2**30, 1.6e12, 100e9, 2, 16, 1.75e9, 1, "v6e",
+      "v2-alpha-tpuv6e", SQUARES,
     ),
   )
 }  # fmt: skip
