@@ -1,5 +1,6 @@
 """Candidate layouts, the frontier, the page of a sweep, and two plans side by side."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -145,6 +146,12 @@ def test_what_a_policy_keeps_takes_memory():
   assert found[1] - found[0] == pytest.approx(input_of_layers)
   more = [of(f"fsdp=32 tensor=2 accumulate=16 remat={p}") for p in layouts.KEPT]
   assert more[1] - more[0] == pytest.approx(input_of_layers / 2)
+
+
+def test_rows_of_any_length_have_layouts():
+  short = dataclasses.replace(sizes(), length=192)
+  found = layouts.candidates(topology.parse("v5e-64"), short)
+  assert found and {one.mesh["sequence"] for one in found} == {1}
 
 
 def test_data_spans_the_slices():

@@ -153,7 +153,7 @@ def candidates(pod: Topology, sizes: Sizes) -> list[Layout]:
 def _meshes(pod: Topology, sizes: Sizes) -> list[dict[str, int]]:
   found = []
   tensors = [n for n in powers(8) if sizes.heads % n == 0]
-  sequences = [n for n in powers(4) if sizes.length % (128 * n) == 0]
+  sequences = [1, *(n for n in (2, 4) if sizes.length % (128 * n) == 0)]
   for tensor, sequence in itertools.product(tensors, sequences):
     for data in powers(8):
       data *= pod.slices
