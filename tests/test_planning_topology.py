@@ -7,6 +7,7 @@ import jax
 import pytest
 from jax.experimental import topologies
 
+from lavit_jax import sharding
 from lavit_jax.planning import compiling, roofline, topology
 from lavit_jax.planning.collectives import Collective
 from lavit_jax.planning.cost import Cost, Kernel
@@ -139,6 +140,25 @@ def test_the_compilers_memory_error_is_read():
   error = compiling._memory_error(message)
   assert error.used - error.capacity == pytest.approx(8.37 * 2**30)
   assert compiling._memory_error("something else") is None
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="needs libtpu: pip install 'lavit_jax[tpu]'",
+)
+@pytest.mark.parametrize("name", ["v4-8", "v5e-4", "v5p-8", "v6e-4"])
+def test_a_chip_holds_what_the_compiler_says(name):
+  topology.without_chips()
+  pod = topology.parse(name)
+  mesh = sharding.make_mesh({"fsdp": pod.chips}, topology.devices(pod))
+  rows, whole = int(1.2 * pod.chip.memory) // 2**21, sharding.replicated(mesh)
+  large = jax.ShapeDtypeStruct((rows, 1024, 1024), jax.numpy.bfloat16, sharding=whole)
+  lowered = jax.jit(lambda x: x[0, 0, 0]).lower(large)
+  with pytest.raises(compiling.DoesNotFitError) as raised:
+    compiling.compile_lowered(lowered, mesh)
+  # "HLO temporaries (18.90G) exceeds available HBM": arguments are among them.
+  assert raised.value.used == pytest.approx(1.2 * pod.chip.memory, rel=1e-3)
+  assert raised.value.capacity == pytest.approx(pod.chip.memory, rel=1e-4)
 
 
 def test_a_missing_compiler_ends_in_one_sentence(monkeypatch):
