@@ -19,7 +19,7 @@ PODS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 
 def einsum(query, key, value, segment_ids):
   """Attention with a table of scores."""
-  mask = sequence.packed_mask(segment_ids, segment_ids)
+  mask = sequence.packed_mask(segment_ids)
   return attention.attend(query, key, value, mask)
 
 

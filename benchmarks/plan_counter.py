@@ -29,7 +29,7 @@ def main() -> None:
   abstract, shardings, _ = base.born_sharded(init, optax.sgd(1e-3), mesh)
 
   def hidden_of(module, tokens, place, segments):
-    return module(module.embed(tokens), place, segments)[0]
+    return module(module.embed(tokens), place, segments)
 
   def loss(params, tokens, place, segments):
     arguments = ({"params": params}, tokens, place, segments)

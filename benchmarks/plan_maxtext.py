@@ -47,7 +47,7 @@ def trunk_step(mesh: Mesh, rows: int) -> programs.Program:
 
   def hidden_of(module, batch):
     inputs = module.embed(batch["tokens"])
-    return module(inputs, batch["positions"], batch["segment_ids"])[0]
+    return module(inputs, batch["positions"], batch["segment_ids"])
 
   def step(state, batch):
     def loss_fn(params):

@@ -33,7 +33,7 @@ def get_config(variant: str = "sd15"):
     model=dict(
       unet=unet.VARIANTS[variant],
       vae=vae.VARIANTS["sdxl" if variant == "sdxl" else "sd15"],
-      # Widths of the two projections and of the pooled vector, see feature_decoder.py.
+      # Widths of the two projections and of the pooled vector, see condition_heads.py.
       head=dict(condition_dim=768),
     ),
     # Pictures whose condition is dropped, for guidance; not published, the usual value.

@@ -36,22 +36,18 @@ def gather_features(features: jax.Array, feature_index: jax.Array) -> jax.Array:
   return jnp.where(feature_index[..., None] >= 0, taken, 0)
 
 
-def packed_mask(
-  segment_ids: jax.Array, key_segment_ids: jax.Array, start: jax.Array | int = 0
-) -> jax.Array:
+def packed_mask(segment_ids: jax.Array) -> jax.Array:
   """Causal attention inside each segment of a packed or padded row.
 
   Args:
-    segment_ids: int32[B, T] segment of each query; 0 is padding.
-    key_segment_ids: int32[B, S] segment of each key.
-    start: slot of the first query among the keys (the cache length when decoding).
+    segment_ids: int32[B, T] segment of each position; 0 is padding.
 
   Returns:
-    bool[B, T, S], True where a query may look.
+    bool[B, T, T], True where a query (second axis) may look.
   """
-  same = segment_ids[:, :, None] == key_segment_ids[:, None, :]
-  query_slot = start + jnp.arange(segment_ids.shape[1])
-  causal = jnp.arange(key_segment_ids.shape[1]) <= query_slot[:, None]  # [T, S]
+  same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  slots = jnp.arange(segment_ids.shape[1])
+  causal = slots <= slots[:, None]
   return same & (segment_ids[:, :, None] > 0) & causal
 
 

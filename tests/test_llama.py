@@ -1,4 +1,4 @@
-"""LLaMA against the reference, packed rows, and the cache."""
+"""LLaMA against the reference, and packed rows."""
 
 import functools
 
@@ -40,12 +40,12 @@ def small(**changes):
 
 
 def hidden_states(module, tokens, positions, segment_ids):
-  return module(module.embed(tokens), positions, segment_ids)[0]
+  return module(module.embed(tokens), positions, segment_ids)
 
 
 def test_golden_logits():
   model, params, words, arrays = golden_llama.load()
-  run = lambda m, *inputs: m.logits(m(*inputs)[0])
+  run = lambda m, *inputs: m.logits(m(*inputs))
   for case in golden_data.cases(arrays).values():
     mask = case["attention_mask"].astype(np.int32)
     positions = case["position_ids"].astype(np.int32)
@@ -100,32 +100,6 @@ def test_attention_is_causal():
   after = golden_data.run(model, params, tokens, *row, method=hidden_states)
   same = np.abs(np.asarray(before - after)).max(-1)[0] < 1e-6
   np.testing.assert_array_equal(same, [True] * 4 + [False] * 2)
-
-
-def test_cache_gives_the_states_of_the_whole_row():
-  model, params = small()
-  tokens = np.random.default_rng(2).integers(0, 20, (2, 7)).astype(np.int32)
-  segment_ids = np.array([[1] * 7, [0] * 2 + [1] * 5], np.int32)  # left padded
-  positions = np.maximum(np.cumsum(segment_ids, 1) - 1, 0).astype(np.int32)
-  row = (tokens, positions, segment_ids)
-  whole = golden_data.run(model, params, *row, method=hidden_states)
-
-  @golden_data.compiled
-  def run(params):
-    cached = lambda m, tokens, *rest: m(m.embed(tokens), *rest)
-    cache, pieces = model.empty_cache(2, 9), []
-    for span in (slice(0, 4), slice(4, 5), slice(5, 7)):
-      part = [array[:, span] for array in row]
-      hidden, cache = model.apply({"params": params}, *part, cache, method=cached)
-      pieces.append(hidden)
-    return jnp.concatenate(pieces, axis=1), cache.length
-
-  pieces, length = run(params)
-  assert length == 7
-  real = segment_ids > 0
-  np.testing.assert_allclose(
-    np.asarray(pieces)[real], np.asarray(whole)[real], atol=1e-5
-  )
 
 
 def test_gradient_reaches_every_leaf():

@@ -184,6 +184,16 @@ def test_windows_padded_beyond_the_data_count_what_falls_on_data():
   assert found == 2 * 2 * (13 * 13) * 4 * 6
 
 
+def test_the_product_in_the_softmax_kernel_of_the_compiler_is_counted():
+  text = """ENTRY %main (a: f32[2,3,8,16], b: f32[2,3,16,5]) -> f32[2,3,8,5] {
+  %a = f32[2,3,8,16] parameter(0)
+  %b = f32[2,3,16,5] parameter(1)
+  ROOT %c = f32[2,3,8,5] custom-call(%a, %b), custom_call_target="tpu_custom_call", \
+metadata={op_name="online-softmax"}
+}"""
+  assert cost.count(text, 1).flops == 2 * (2 * 3) * 8 * 16 * 5
+
+
 @pytest.mark.parametrize(("stride", "taps"), [(1, 13), (2, 7)])
 def test_convolutions_of_a_trace_count_what_falls_on_data(stride, taps):
   def product(x, kernel):

@@ -39,7 +39,7 @@ def test_positions_without_a_feature_send_no_gradient():
 
 def test_packed_mask_by_hand():
   segments = jnp.array([[1, 1, 2, 2, 0]])
-  mask = sequence.packed_mask(segments, segments)
+  mask = sequence.packed_mask(segments)
   expected = [
     [1, 0, 0, 0, 0],
     [1, 1, 0, 0, 0],
@@ -47,14 +47,6 @@ def test_packed_mask_by_hand():
     [0, 0, 1, 1, 0],
     [0, 0, 0, 0, 0],
   ]
-  np.testing.assert_array_equal(mask[0], np.array(expected, bool))
-
-
-def test_packed_mask_over_a_cache():
-  # Left-padded request of two tokens in a cache of five slots, two more come at slot 2.
-  filled = jnp.array([[0, 1, 1, 1, 0]])
-  mask = sequence.packed_mask(jnp.array([[1, 1]]), filled, start=2)
-  expected = [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]]
   np.testing.assert_array_equal(mask[0], np.array(expected, bool))
 
 

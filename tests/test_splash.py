@@ -37,7 +37,7 @@ def value_and_gradients(attend, query, key, value, ids, weight):
 
 
 def einsum(query, key, value, ids):
-  return attention.attend(query, key, value, sequence.packed_mask(ids, ids))
+  return attention.attend(query, key, value, sequence.packed_mask(ids))
 
 
 def interpreted(query, key, value, ids):

@@ -127,6 +127,14 @@ def test_the_published_config_gives_the_variant():
   assert {key: fields[key] for key in unet.VARIANTS["sd15"]} == unet.VARIANTS["sd15"]
 
 
+def test_an_inpainting_model_is_refused_and_named():
+  message = "expected 4 input channels, .* got 9; use the text-to-image U-Net, not an"
+  with pytest.raises(ValueError, match=message):
+    unet.fields_from_config(SD15 | {"in_channels": 9})
+  own = unet.fields_from_config(SD15 | {"in_channels": 9, "_grid_channels": 5})
+  assert own["grid_dim"] == 5
+
+
 def test_every_input_counts_but_masked_slots():
   params, inputs, call = small()
   out = call(params, inputs)
@@ -193,7 +201,8 @@ def test_inputs_that_do_not_fit_are_refused(change, message):
     {"resnet_time_scale_shift": "scale_shift"},
     {"class_embed_type": "timestep"},
     {"down_block_types": ["AttnDownBlock2D"] * 4},
-    {"in_channels": 3},
+    {"in_channels": 9},
+    {"_grid_channels": 5},
     {"layers_per_block": [1, 2, 2, 2]},
     {"attention_head_dim": [5, 10, 20]},
     {"a_feature_of_tomorrow": "on"},

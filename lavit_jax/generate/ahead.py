@@ -1,13 +1,14 @@
-"""The programs of generation for a mesh that is not there: shapes in, programs out.
+"""The programs of generation for a mesh that is not there: shapes in, functions out.
 
-    model, mesh -> abstract weights -> lowered prefill and decoding loop -> compile()
+    model, mesh -> abstract weights -> reading and decoding -> trace, lower, compile
 
-What `planning` asks of a training step can be asked of these: memory of one chip from
-`memory_analysis()`, the program's text, and the bytes that one step must read.
+The functions are those of `generate.decode`, with everything that is no array bound;
+`stages.serving_programs` gives them to `plan`.
 """
 
 import functools
-import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,9 @@ from lavit_jax.vocabulary import END, Vocabulary
 
 CACHE_AXES = ("act_batch", "act_heads", None, None)
 
+# A jitted function, and its arguments by name in their order.
+Call = tuple[Callable, dict[str, Any]]
+
 
 def abstract_serving(
   model: llama.Llama, vocabulary: Vocabulary, abstract_params, mesh: Mesh
@@ -36,61 +40,60 @@ def abstract_serving(
   return Serving(model, vocabulary, _placed(shapes, layouts))
 
 
-def lower_start(
-  side: Serving, mesh: Mesh, rows: int, prompt: int, shape: Shape
-) -> jax.stages.Lowered:
-  """The program that reads `rows` prompts, and the unconditional ones behind them."""
-  with jax.set_mesh(mesh):
-    return decode.start.lower(*_start_arguments(side, mesh, rows, prompt, shape), shape)
+def start(side: Serving, mesh: Mesh, rows: int, prompt: int, shape: Shape) -> Call:
+  """Reads `rows` prompts of `prompt` slots, and the unconditional ones behind them."""
+
+  def run(side, batch, keys):
+    return decode.start(side, *batch, keys, shape)
+
+  prompts, settings, keys = _start_arguments(side, mesh, rows, prompt, shape)
+  arguments = {"parameters": side, "batch": (prompts, settings), "key": keys}
+  return jax.jit(run), arguments
 
 
-def lower_advance(
-  side: Serving, mesh: Mesh, rows: int, prompt: int, shape: Shape
-) -> jax.stages.Lowered:
+def advance(side: Serving, mesh: Mesh, rows: int, prompt: int, shape: Shape) -> Call:
   """The decoding loop over the donated cache; its body is one step."""
+
+  def run(side, batch, state, keys):
+    settings, limit = batch
+    return decode.advance(side, state, settings, keys, limit, shape)
+
+  prompts, settings, keys = _start_arguments(side, mesh, rows, prompt, shape)
+  begin = functools.partial(decode.start, shape=shape)
   with jax.set_mesh(mesh):
-    arguments = _start_arguments(side, mesh, rows, prompt, shape)
-    state = jax.eval_shape(functools.partial(decode.start, shape=shape), *arguments)
-    state = _placed(state, _state_shardings(state, mesh))
-    _, _, settings, keys = arguments
-    limit = _whole(mesh, np.zeros((), np.int32))
-    return decode.advance.lower(side, state, settings, keys, limit, shape)
+    state = jax.eval_shape(begin, side, prompts, settings, keys)
+  limit = _whole(mesh, np.zeros((), np.int32))
+  arguments = {
+    "parameters": side,
+    "batch": (settings, limit),
+    "cache": _placed(state, _state_shardings(state, mesh)),
+    "key": keys,
+  }
+  return jax.jit(run, donate_argnums=2), arguments
 
 
-def step_bytes(side: Serving, mesh: Mesh, rows: int, prompt: int, shape: Shape) -> int:
+def step_bytes(side: Serving, state: State) -> int:
   """Bytes that one chip reads in a step at the least: its weights and its cache.
 
   The embedding table is only looked up. The cache counts in full, as the program
   reads all its slots.
   """
-  weights, model = side.weights, side.model
-  read = weights.replace(
-    ends={k: v for k, v in weights.ends.items() if k != "embedding"}
-  )
-  spread = jax.tree.map(lambda leaf: leaf.sharding, read)
-  slots = (
-    rows + shape.guided,
-    model.num_kv_heads,
-    prompt + shape.max_new,
-    model.head_dim,
-  )
-  layout = NamedSharding(mesh, sharding.partition_spec(CACHE_AXES))
-  each = math.prod(layout.shard_shape(slots)) * jnp.dtype(model.dtype).itemsize
-  return sharding.bytes_per_device(read, spread) + 2 * model.num_layers * each
+  ends = {k: v for k, v in side.weights.ends.items() if k != "embedding"}
+  read = (side.weights.replace(ends=ends), state.cache)
+  return sharding.bytes_per_device(read, jax.tree.map(lambda x: x.sharding, read))
 
 
 def _start_arguments(side: Serving, mesh: Mesh, rows: int, prompt: int, shape: Shape):
+  """Prompts, settings and keys of `decode.start`."""
   total, dim = rows + shape.guided, side.model.embed_dim
   by_row = sharding.batch_sharding(mesh)
   leaf = lambda s, dtype: jax.ShapeDtypeStruct(s, dtype, sharding=by_row)
   ids = leaf((total, prompt), jnp.int32)
-  prompts = decode.Prompts(
-    leaf((total, prompt, dim), jnp.dtype(side.model.dtype)), ids, ids
-  )
+  vectors = leaf((total, prompt, dim), jnp.dtype(side.model.dtype))
   settings = processors.rows([Settings(END, "codes", shape.max_new)] * rows)
   settings = jax.tree.map(lambda x: _whole(mesh, x), settings)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-  return side, prompts, settings, _whole(mesh, keys)
+  return decode.Prompts(vectors, ids, ids), settings, _whole(mesh, keys)
 
 
 def _state_shardings(state: State, mesh: Mesh) -> State:

@@ -173,13 +173,24 @@ def _start(side, batch: list[Request], members, vectors: Vectors, length: int):
   keys = jax.random.wrap_key_data(
     np.stack([_key_data(batch[i]) for i in order]), impl="threefry2x32"
   )
-  shape = decode.Shape(
+  shape = shape_of(settings, guided, side.vocabulary.padded_size)
+  return decode.start(side, prompts, rows, keys, shape), rows, keys, shape
+
+
+def shape_of(settings: Sequence[Settings], guided: int, size: int) -> decode.Shape:
+  """What the program of a batch is compiled for.
+
+  Args:
+    settings: of its requests.
+    guided: rows with an unconditional stream.
+    size: V, padded ids.
+  """
+  return decode.Shape(
     max_new=bucket(max(own.max_new for own in settings), LEAST_NEW),
     guided=guided,
-    candidates=_candidates(settings, side.vocabulary.padded_size),
+    candidates=_candidates(settings, size),
     penalized=any(own.repetition_penalty != 1 for own in settings),
   )
-  return decode.start(side, prompts, rows, keys, shape), rows, keys, shape
 
 
 def _search(side, batch: list[Request], members, vectors: Vectors, length: int):

@@ -1,6 +1,5 @@
-"""Attention as plain functions, and the key-value cache of decoding."""
+"""Attention as plain functions."""
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -10,23 +9,6 @@ from lavit_jax.layers import splash
 
 # Scores of masked pairs: finite, so that a fully masked row stays free of NaN.
 MASKED = -1e30
-
-
-@flax.struct.dataclass
-class KVCache:
-  """Keys and values of all layers.
-
-  Attributes:
-    key: dtype[num_layers, B, S, K, H].
-    value: dtype[num_layers, B, S, K, H].
-    segment_ids: int32[B, S] segment of each slot, 0 where padded or not yet filled.
-    length: int32[] slots filled, the same for the whole (left-padded) batch.
-  """
-
-  key: jax.Array
-  value: jax.Array
-  segment_ids: jax.Array
-  length: jax.Array
 
 
 def scores(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -94,5 +76,5 @@ def attend_packed(
   """
   if splash.suits(query, key):
     return splash.attend(query, key, value, segment_ids)
-  mask = sequence.packed_mask(segment_ids, segment_ids)
+  mask = sequence.packed_mask(segment_ids)
   return attend(query, key, value, mask)

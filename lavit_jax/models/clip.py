@@ -133,7 +133,7 @@ class TextTower(nn.Module):
     )
     x = x + table[: tokens.shape[1]].astype(self.dtype)
     segment_ids = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
-    mask = sequence.packed_mask(segment_ids, segment_ids)
+    mask = sequence.packed_mask(segment_ids)
     blocks = stack.layers(Block, self.num_layers, unroll=self.unroll, broadcast=1)
     sizes = (self.num_heads, self.head_dim, self.mlp_dim)
     x, _ = blocks(*sizes, self.dtype, self.activation, name="blocks")(x, mask)

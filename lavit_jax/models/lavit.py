@@ -85,8 +85,7 @@ class LaVIT(nn.Module):
     """Hidden states dtype[B, L, D] of packed rows; arguments as above."""
     merged = self.merge(features, keep)
     inputs = self.embed_row(tokens, merged, feature_index)
-    hidden, _ = self.llama(inputs, positions, segment_ids)
-    return hidden
+    return self.llama(inputs, positions, segment_ids)
 
   def everything(self, tokens, segment_ids, positions, feature_index, features, keep):
     """Touches every parameter, for initialization."""

@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lavit_jax import sequence
 from lavit_jax.contraction import contract
 from lavit_jax.layers import attention, linear, mlp, norm, position, stack
 from lavit_jax.sharding import constrain
@@ -40,7 +39,7 @@ VARIANTS = {
 
 
 class SelfAttention(nn.Module):
-  """Causal attention inside segments, over a cache when one is given.
+  """Causal attention inside segments.
 
   Attributes:
     num_heads: N.
@@ -59,19 +58,16 @@ class SelfAttention(nn.Module):
   rope_scaling: tuple[float, ...] = ()
 
   @nn.compact
-  def __call__(self, x, cache, positions, segment_ids, mask, start):
+  def __call__(self, x, positions, segment_ids):
     """Attends.
 
     Args:
       x: dtype[B, T, D].
-      cache: key and value dtype[B, S, K, H] of this layer, or None.
       positions: int32[B, T].
-      segment_ids: int32[B, T]; without a cache they alone decide who sees whom.
-      mask: bool[B, T, S] over the cache, or None.
-      start: int32[] cache slot of the first token.
+      segment_ids: int32[B, T]; they alone decide who sees whom.
 
     Returns:
-      dtype[B, T, D] and the updated (key, value), None without a cache.
+      dtype[B, T, D].
     """
     dim = x.shape[-1]
 
@@ -92,13 +88,7 @@ class SelfAttention(nn.Module):
     # Every device needs all keys of its rows: the length is gathered here.
     key = constrain(key, "act_batch", None, "act_heads", None)
     value = constrain(value, "act_batch", None, "act_heads", None)
-    if cache is not None:
-      key = jax.lax.dynamic_update_slice_in_dim(cache[0], key, start, axis=1)
-      value = jax.lax.dynamic_update_slice_in_dim(cache[1], value, start, axis=1)
-      cache = (key, value)
-      mixed = attention.attend(query, key, value, mask)
-    else:
-      mixed = attention.attend_packed(query, key, value, segment_ids)
+    mixed = attention.attend_packed(query, key, value, segment_ids)
     out = linear.Einsum(
       "btnh,nhd->btd",
       (self.num_heads, self.head_dim, dim),
@@ -106,7 +96,7 @@ class SelfAttention(nn.Module):
       dtype=self.dtype,
       name="out",
     )
-    return out(mixed), cache
+    return out(mixed)
 
 
 class Block(nn.Module):
@@ -133,8 +123,8 @@ class Block(nn.Module):
   rope_scaling: tuple[float, ...] = ()
 
   @nn.compact
-  def __call__(self, x, cache, positions, segment_ids, mask, start):
-    """One layer: arguments and results as `SelfAttention`, around a residual."""
+  def __call__(self, x, positions, segment_ids):
+    """One layer: arguments as `SelfAttention`; the result, and nothing per layer."""
     attend = SelfAttention(
       self.num_heads,
       self.num_kv_heads,
@@ -145,11 +135,11 @@ class Block(nn.Module):
       name="attention",
     )
     normed = norm.RMSNorm(self.norm_eps, name="attention_norm")(x)
-    mixed, cache = attend(normed, cache, positions, segment_ids, mask, start)
+    mixed = attend(normed, positions, segment_ids)
     x = constrain(x + mixed, "act_batch", "act_length", None)
     normed = norm.RMSNorm(self.norm_eps, name="mlp_norm")(x)
     x = x + mlp.GatedMlp(self.mlp_dim, self.dtype, name="mlp")(normed)
-    return constrain(x, "act_batch", "act_length", None), cache
+    return constrain(x, "act_batch", "act_length", None), None
 
 
 class Llama(nn.Module):
@@ -189,9 +179,7 @@ class Llama(nn.Module):
 
   def setup(self):
     self.embedding = linear.Embed(self.padded_size, self.embed_dim, self.dtype)
-    blocks = stack.layers(
-      Block, self.num_layers, self.remat, self.unroll, scanned=1, broadcast=4
-    )
+    blocks = stack.layers(Block, self.num_layers, self.remat, self.unroll, broadcast=2)
     self.blocks = blocks(
       self.num_heads,
       self.num_kv_heads,
@@ -213,36 +201,21 @@ class Llama(nn.Module):
     return constrain(words, "act_batch", None, None)
 
   def __call__(
-    self,
-    inputs: jax.Array,
-    positions: jax.Array,
-    segment_ids: jax.Array,
-    cache: attention.KVCache | None = None,
-  ) -> tuple[jax.Array, attention.KVCache | None]:
+    self, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array
+  ) -> jax.Array:
     """Runs the blocks.
 
     Args:
       inputs: dtype[B, T, D] token embeddings or image features.
       positions: int32[B, T] position inside its segment.
       segment_ids: int32[B, T], 0 where padded.
-      cache: keys and values so far; the new ones are appended.
 
     Returns:
-      dtype[B, T, D] hidden states after the final norm, and the cache (or None).
+      dtype[B, T, D] hidden states after the final norm.
     """
     x = constrain(inputs.astype(self.dtype), "act_batch", "act_length", None)
-    if cache is None:
-      x, _ = self.blocks(x, None, positions, segment_ids, None, 0)
-      return self.norm(x), None
-    start = cache.length
-    filled = jax.lax.dynamic_update_slice_in_dim(
-      cache.segment_ids, segment_ids, start, axis=1
-    )
-    mask = sequence.packed_mask(segment_ids, filled, start)
-    stacked = (cache.key, cache.value)
-    x, (key, value) = self.blocks(x, stacked, positions, segment_ids, mask, start)
-    length = start + inputs.shape[1]
-    return self.norm(x), attention.KVCache(key, value, filled, length)
+    x, _ = self.blocks(x, positions, segment_ids)
+    return self.norm(x)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """float32[B, T, V] logits of dtype[B, T, D] states; padded ids are -inf."""
@@ -253,18 +226,7 @@ class Llama(nn.Module):
 
   def everything(self, tokens, positions, segment_ids):
     """Touches every parameter, for initialization."""
-    hidden, _ = self(self.embed(tokens), positions, segment_ids)
-    return self.logits(hidden)
-
-  def empty_cache(self, batch: int, length: int) -> attention.KVCache:
-    """A cache of `length` free slots."""
-    shape = (self.num_layers, batch, length, self.num_kv_heads, self.head_dim)
-    return attention.KVCache(
-      key=jnp.zeros(shape, self.dtype),
-      value=jnp.zeros(shape, self.dtype),
-      segment_ids=jnp.zeros((batch, length), jnp.int32),
-      length=jnp.zeros((), jnp.int32),
-    )
+    return self.logits(self(self.embed(tokens), positions, segment_ids))
 
 
 class Head(nn.Module):

@@ -69,6 +69,9 @@ VARIANTS = {
 }
 
 
+# The width of the grid condition in a config.json of our own: other U-Nets take other
+# things beside the latents. diffusers passes over names that begin like this.
+GRID_KEY = "_grid_channels"
 # Values of diffusers' UNet2DConditionModel config that this U-Net stands for.
 _KNOWN = {
   "act_fn": ("silu",),
@@ -113,10 +116,12 @@ def fields_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
       f"expected down blocks {sorted(_DOWN)} and the up blocks that mirror them, got"
       f" {down} and {up}; use a U-Net of the Stable Diffusion 1.5 or SDXL type"
     )
-  if config["in_channels"] < config["out_channels"]:
+  channels, grid_dim = config["out_channels"], config.get(GRID_KEY, 0)
+  if config["in_channels"] != channels + grid_dim:
     raise ValueError(
-      f"expected at least as many input as output channels, got"
-      f" {config['in_channels']} and {config['out_channels']}; use another U-Net"
+      f"expected {channels + grid_dim} input channels, for latents of {channels} and a"
+      f" grid of {grid_dim}, got {config['in_channels']}; use the text-to-image U-Net,"
+      " not an inpainting one"
     )
   num_levels = len(down)
   depths = published_config.per_level(
@@ -129,7 +134,7 @@ def fields_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
   id_dim = config["addition_time_embed_dim"] if sized else 0
   joined = config["projection_class_embeddings_input_dim"] if sized else 0
   return dict(
-    channels=config["out_channels"],
+    channels=channels,
     level_channels=tuple(config["block_out_channels"]),
     num_layers=equal(config.get("layers_per_block", 2), "layers_per_block"),
     depths=tuple(depth if yes else 0 for depth, yes in zip(depths, attends)),
@@ -141,7 +146,7 @@ def fields_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     num_groups=config.get("norm_num_groups", 32),
     linear_projection=bool(config.get("use_linear_projection", False)),
     eps=config.get("norm_eps", 1e-5),
-    grid_dim=config["in_channels"] - config["out_channels"],
+    grid_dim=grid_dim,
   )
 
 

@@ -12,14 +12,25 @@ import numpy as np
 from lavit_jax.planning import program
 from lavit_jax.planning.program import Computation, Instruction
 
+# The compiler's own kernel for a softmax and the product that follows it.
+SOFTMAX = "online-softmax"
+
 
 def flops(computation: Computation, instruction: Instruction) -> int:
-  """FLOPs of one `dot` or `convolution`, 0 of anything else."""
+  """FLOPs of one product, 0 of anything else."""
   if instruction.opcode == "dot":
     return _dot(computation, instruction)
   if instruction.opcode == "convolution":
     return _convolution(computation, instruction)
+  if instruction.op_name == SOFTMAX and instruction.opcode == "custom-call":
+    return _mixing(computation, instruction)
   return 0
+
+
+def _mixing(computation: Computation, kernel: Instruction) -> int:
+  """Of scores [.., Q, S] and values [.., S, H]: one product, after the softmax."""
+  scores, values = (_sizes(computation.operand_shape(kernel, i)) for i in (0, 1))
+  return 2 * math.prod(scores) * values[-1]
 
 
 def _sizes(shape: str) -> tuple[int, ...]:

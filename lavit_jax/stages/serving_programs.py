@@ -1,26 +1,37 @@
-"""The programs of a finished model as shapes: tokenize, prefill, and one decode step.
+"""The programs of a finished model as shapes, as `infer` runs them.
 
-The language model is stored in the compute dtype, as `infer` loads it; the cache is
-spread over rows and heads.
+    tokenize   pictures -> codes
+    prefill    prompts -> the first ids and the cache
+    decode     one step over the cache: the body of the decoding loop
+    draw       conditions -> latents: every step of the U-Net
+
+Generation is planned as a guided drawing, the largest of its tasks: every row has an
+unconditional stream, and may grow as many codes as a picture has patches. Weights are
+stored in the compute dtype, as `infer` loads them.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from lavit_jax import sharding, train_state
-from lavit_jax.models import llama as llama_model
-from lavit_jax.models import visual_tokenizer
-from lavit_jax.stages import programs, tokenizing
+from lavit_jax.generate import ahead, engine, pixels, tasks
+from lavit_jax.models import llama, visual_tokenizer, vit
+from lavit_jax.stages import pixel_decoder, pixel_parts, programs, tokenizing
 from lavit_jax.stages.programs import Program
 from lavit_jax.vocabulary import Vocabulary
+
+PROMPT = 128  # slots of a prompt
 
 
 def tokenize(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Program:
   """Pictures to codes, `rows` at a time."""
-  sizes = visual_tokenizer.VARIANTS["lavit"]
-  tower, frozen = programs.encoder("g14", config, mesh)
+  tiny = config.model.embed_dim == vit.VARIANTS["tiny"]["embed_dim"]
+  sizes = visual_tokenizer.VARIANTS["tiny" if tiny else "lavit"]
+  tower, frozen = programs.encoder("tiny" if tiny else "g14", config, mesh)
   model = visual_tokenizer.VisualTokenizer(**sizes, dtype=config.dtype)
 
   def init(key):
@@ -47,61 +58,107 @@ def tokenize(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Progra
   return Program("tokenize", run, arguments, mesh, rows, positions, rows)
 
 
-def _language(config: ml_collections.ConfigDict, mesh: Mesh):
-  """The language model and its parameters in the compute dtype."""
-  words = Vocabulary(programs.TEXT_IDS, visual_tokenizer.VARIANTS["lavit"]["num_codes"])
-  model = llama_model.Llama(
-    words.size, words.padded_size, **config.model, dtype=config.dtype
-  )
+def _drawing(config, mesh: Mesh, rows: int, prompt: int, max_new: int | None):
+  """Arguments of `ahead.start` and `ahead.advance`."""
+  tiny = dict(config.model) == llama.VARIANTS["tiny"]
+  sizes = visual_tokenizer.VARIANTS["tiny" if tiny else "lavit"]
+  words = Vocabulary(programs.TEXT_IDS, sizes["num_codes"])
+  model = llama.Llama(words.size, words.padded_size, **config.model, dtype=config.dtype)
   ids = jnp.zeros((1, 8), jnp.int32)
   init = lambda key: model.init(key, ids, ids, ids, method="everything")
-  abstract, axes = train_state.abstract_params(init)
+  abstract, _ = train_state.abstract_params(init)
+  side = ahead.abstract_serving(model, words, abstract, mesh)
+  settings = tasks.drawing(words, max_new or sizes["num_patches"])
+  shape = engine.shape_of([settings], rows, words.padded_size)
+  return side, mesh, rows, prompt, shape
+
+
+def prefill(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  rows: int,
+  prompt: int = PROMPT,
+  max_new: int | None = None,
+) -> Program:
+  """Reads `rows` prompts, and makes the cache.
+
+  Args:
+    config: of stage 2, for the sizes of the language model.
+    mesh: the mesh.
+    rows: drawings.
+    prompt: slots of a prompt.
+    max_new: most new ids; the patches of a picture when None.
+  """
+  call = ahead.start(*_drawing(config, mesh, rows, prompt, max_new))
+  return Program("prefill", *call, mesh, rows, rows * prompt, 0)
+
+
+def decode(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  rows: int,
+  prompt: int = PROMPT,
+  max_new: int | None = None,
+) -> Program:
+  """One new id for each of `rows` drawings; arguments as for `prefill`."""
+  call = ahead.advance(*_drawing(config, mesh, rows, prompt, max_new))
+  return Program("decode", *call, mesh, rows, rows, 0)
+
+
+def draw(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Program:
+  """Noise to latents for `rows` pictures of the first size, by the config's sampling.
+
+  The autoencoder is another program, and decodes one picture at a time.
+  """
+  modules = pixel_decoder.Modules(config)
+  model = modules.unet.clone(remat="none", unroll=1)  # as `pixel_parts.load` makes it
+  tiny = modules.autoencoder_name == "patch_latents"
+  coder = visual_tokenizer.VARIANTS["tiny" if tiny else "lavit"]
+  slots, settings = coder["num_patches"], pixels.Settings(**config.sampling)
+  abstract, axes = train_state.abstract_params(pixel_parts.init_unet(model, slots))
   spread = sharding.parameter_shardings(abstract, axes, mesh)
-  return model, programs.placed(abstract, spread, config.dtype)
+
+  @jax.jit
+  def run(params, batch):
+    return pixels.sample(model, params, modules.schedule, **batch, settings=settings)
+
+  features = jax.ShapeDtypeStruct((rows, slots, coder["embed_dim"]), jnp.float32)
+  size = tuple(next(iter(config.ratios.values())))
+  arguments = {
+    "parameters": programs.placed(abstract, spread, config.dtype),
+    "batch": _conditions(modules, mesh, features, size),
+  }
+  return Program("draw", run, arguments, mesh, rows, rows * slots, rows)
 
 
-def _cache(model, mesh: Mesh, rows: int, length: int):
-  """An abstract cache."""
-  cache = jax.eval_shape(lambda: model.empty_cache(rows, length))
-  values = sharding.partition_spec((None, "act_batch", None, "act_heads", None))
-  specs = {5: values, 2: sharding.partition_spec(("act_batch", None))}
-  whole = sharding.replicated(mesh)
-  spread = lambda x: NamedSharding(mesh, specs[x.ndim]) if x.ndim in specs else whole
-  return programs.placed(cache, jax.tree.map(spread, cache))
+def _conditions(modules: pixel_decoder.Modules, mesh: Mesh, features, size):
+  """Condition, null embedding and noise of `pixels.sample`, from features' shape."""
+  model, head, rows = modules.unet, modules.head, features.shape[0]
+  params, _ = train_state.abstract_params(
+    lambda key: head.init(key, jnp.zeros(features.shape))
+  )
+  make = functools.partial(pixel_parts.condition_of, head)
+  condition = jax.eval_shape(make, params, None, features)
+  if model.pooled_dim:
+    condition = condition.replace(time_ids=pixels.time_ids(size, rows))
+  null = None  # zeros, but for the Stable Diffusion 1.5 type
+  if not model.pooled_dim and not model.grid_dim:
+    null = jax.ShapeDtypeStruct((pixels.NULL_SLOTS, model.context_dim), jnp.float32)
+  sides = (side // modules.autoencoder.factor for side in size)
+  start = jax.ShapeDtypeStruct((rows, *sides, model.channels), jnp.float32)
+  by_row, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  place = lambda tree, to: programs.placed(tree, jax.tree.map(lambda _: to, tree))
+  return {
+    "condition": place(condition, by_row),
+    "null": place(null, whole),
+    "start": place(start, by_row),
+  }
 
 
-def _cached(module, batch, cache):
-  """Logits float32[B, V] after the last position, and the grown cache."""
-  inputs = module.embed(batch["tokens"])
-  hidden, cache = module(inputs, batch["positions"], batch["segment_ids"], cache)
-  return module.logits(hidden[:, -1:])[:, 0], cache
-
-
-def _generation(name: str, config, mesh: Mesh, rows: int, queries: int) -> Program:
-  model, params = _language(config, mesh)
-  cache = _cache(model, mesh, rows, config.data.row_length)
-
-  def run(params, batch, cache):
-    return model.apply({"params": params}, batch, cache, method=_cached)
-
-  names = ("tokens", "positions", "segment_ids")
-  fields = {field: (jnp.int32, queries) for field in names}
-  batch = programs.rows_of(mesh, rows, **fields)
-  arguments = {"parameters": params, "batch": batch, "cache": cache}
-  step = jax.jit(run, donate_argnums=2)
-  return Program(name, step, arguments, mesh, rows, rows * queries, 0)
-
-
-def prefill(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Program:
-  """Fills the cache with `rows` prompts of half a row each."""
-  queries = config.data.row_length // 2
-  return _generation("prefill", config, mesh, rows, queries)
-
-
-def decode(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Program:
-  """One new token for each of `rows` sequences, over a cache of a whole row."""
-  return _generation("decode", config, mesh, rows, 1)
-
-
-PROGRAMS = {"tokenize": tokenize, "prefill": prefill, "decode": decode}
-STAGE = {"tokenize": "visual_tokenizer", "prefill": "pretrain", "decode": "pretrain"}
+PROGRAMS = {"tokenize": tokenize, "prefill": prefill, "decode": decode, "draw": draw}
+STAGE = {
+  "tokenize": "visual_tokenizer",
+  "prefill": "pretrain",
+  "decode": "pretrain",
+  "draw": "pixel_decoder",
+}

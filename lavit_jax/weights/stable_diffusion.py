@@ -9,7 +9,7 @@ from typing import Any
 
 from einops import rearrange
 
-from lavit_jax.models.unet import NUM_TIME_IDS
+from lavit_jax.models.unet import GRID_KEY, NUM_TIME_IDS
 from lavit_jax.weights import rules
 from lavit_jax.weights.rules import Rule, Transform, dense, layer_norm
 
@@ -188,6 +188,8 @@ def unet_config(fields: Mapping[str, Any]) -> dict[str, Any]:
     "norm_eps": fields.get("eps", 1e-5),
     "use_linear_projection": fields["linear_projection"],
   }
+  if fields.get("grid_dim"):
+    config[GRID_KEY] = fields["grid_dim"]
   if fields["pooled_dim"]:
     joined = fields["pooled_dim"] + NUM_TIME_IDS * fields["time_id_dim"]
     config |= {
