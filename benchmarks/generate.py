@@ -1,6 +1,6 @@
 """Tokens per second against transformers' generate, on this CPU: the same weights.
 
-    python benchmarks/generate.py --size=58m [--cases=greedy-1,beam-5] [--repeats=5]
+    python -m benchmarks.generate --size=58m [--cases=greedy-1,beam-5] [--repeats=5]
 
 Needs torch and transformers. Both sides run in float32 on the same number of threads,
 in turns; the median of each is compared. Times include reading the prompt. The peer
@@ -14,14 +14,14 @@ import dataclasses
 import os
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax import sharding
+from lavit_jax import sharding, train_state
 from lavit_jax.generate import beam, engine, logits, prompts, serving
-from lavit_jax.layers import linear
 from lavit_jax.models import llama
 from lavit_jax.vocabulary import END, Vocabulary
 from lavit_jax.weights import llama as table
@@ -84,8 +84,8 @@ def make_peer(sizes: dict):
   return transformers.LlamaForCausalLM(config).eval()
 
 
-def make_ours(sizes: dict, state: dict) -> serving.Serving:
-  """The same weights, laid out."""
+def make_model(sizes: dict) -> tuple[llama.Llama, Callable]:
+  """Our model of these sizes, and the function that makes its parameters, boxed."""
   model = llama.Llama(
     vocab_size=WORDS.size,
     padded_size=WORDS.padded_size,
@@ -97,9 +97,19 @@ def make_ours(sizes: dict, state: dict) -> serving.Serving:
     dtype="float32",
   )
   ids = jnp.zeros((1, 4), jnp.int32)
-  init = lambda: model.init(jax.random.key(0), ids, ids, ids, method="everything")
-  abstract = linear.split_boxes(jax.eval_shape(init))[0]["params"]
+  return model, lambda key: model.init(key, ids, ids, ids, method="everything")
+
+
+def make_ours(sizes: dict, state: dict) -> serving.Serving:
+  """The same weights, laid out."""
+  model, init = make_model(sizes)
+  abstract, _ = train_state.abstract_params(init)
   params = rules.import_weights(table.table(WORDS.size), state, abstract)
+  return served(model, params)
+
+
+def served(model: llama.Llama, params) -> serving.Serving:
+  """A model on one device."""
   mesh = sharding.make_mesh({}, jax.devices()[:1])
   return serving.prepare(model, params, WORDS, mesh)
 
@@ -133,11 +143,16 @@ def run_ours(side: serving.Serving, case: Case, ids: np.ndarray) -> None:
     )
   if case.beams:
     how = beam.Beams(how, case.beams)
-  none = np.full(case.prompt, -1, np.int32)
+  found = generate(side, ids, how)
+  assert all(len(replies[0].ids) >= case.new - 1 for replies in found)
+
+
+def generate(side: serving.Serving, ids: np.ndarray, how) -> list[list[engine.Reply]]:
+  """Replies to int[B, T] ids, in one batch."""
+  none = np.full(ids.shape[1], -1, np.int32)
   asked = [engine.Request(prompts.Prompt(row, none), how) for row in ids]
   vectors = lambda batch, members: EMBED(side.model, side.weights, batch.tokens)
-  found = engine.generate(side, asked, vectors, case.batch)
-  assert all(len(replies[0].ids) >= case.new - 1 for replies in found)
+  return engine.generate(side, asked, vectors, len(ids))
 
 
 EMBED = jax.jit(serving.embed, static_argnums=0)

@@ -105,11 +105,12 @@ def _program(kind: str, config, pod: Topology, rows: int) -> programs.Program:
     )
   if kind == "train":
     return programs.STEPS[config.stage](config, mesh)
-  stage = "visual_tokenizer" if kind == "train_a" else serving_programs.STAGE[kind]
+  stages = {"train_a": ("visual_tokenizer", "7b")} | serving_programs.CONFIG
+  stage, variant = stages[kind]
   if config.stage != stage:
     raise ValueError(
       f"--program={kind} belongs to stage {stage}, got a config of {config.stage}; give"
-      f" --config=configs/{stage}.py:7b"
+      f" --config=configs/{stage}.py:{variant}"
     )
   if kind == "train_a":
     return programs.first_tokenizer_step(config, mesh)

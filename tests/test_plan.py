@@ -9,8 +9,17 @@ import pytest
 
 from configs import contrastive, pixel_decoder, pretrain, visual_tokenizer
 from lavit_jax import plan, sharding
+from lavit_jax.generate import ahead
 from lavit_jax.layers import splash, stack
-from lavit_jax.planning import compiling, cost, summary, topology, traced
+from lavit_jax.models import unet
+from lavit_jax.planning import (
+  compiling,
+  cost,
+  summary,
+  topology,
+  traced,
+  unet_flops,
+)
 from lavit_jax.stages import programs, serving_programs
 from lavit_jax.vocabulary import Vocabulary
 
@@ -240,20 +249,95 @@ def test_one_decoded_token_reads_every_weight_once():
   config = pretrain.get_config("7b")
   config.model.num_layers = 2
   mesh = sharding.make_mesh({"tensor": 8})
-  program = serving_programs.decode(config, mesh, 4)
+  rows = 4
+  program = serving_programs.decode(config, mesh, rows)
   found = traced.flops(programs.trace(program).jaxpr)
   width, hidden, vocabulary = 4096, 11_008, 48_512
-  weights = 2 * (4 * width**2 + 3 * width * hidden) + width * vocabulary
-  attention = 2 * 4 * config.data.row_length * width
-  assert found == pytest.approx(4 * (2 * weights + attention), rel=1e-6)
+  layers, table = 2 * (4 * width**2 + 3 * width * hidden), width * vocabulary
+  streams, slots = 2 * rows, 128 + 256  # guided; a prompt and the codes of a picture
+  attention = 2 * 4 * slots * width
+  expected = streams * (2 * (layers + table) + attention)
+  assert found == pytest.approx(expected, rel=1e-6)
   held = plan.argument_groups(program)
-  cache = 2 * 2 * 4 * config.data.row_length * width * 2  # k and v, bfloat16
+  cache = 2 * 2 * streams * slots * width * 2  # k and v, bfloat16
   assert held["cache"] == pytest.approx(cache / 8, rel=0.01)
-  assert 2 * weights / 8 < held["parameters"] < 2 * (weights + width * vocabulary)
+  assert 2 * layers / 8 < held["parameters"] < 2 * (layers + 2 * table)
+  read = ahead.step_bytes(program.arguments["parameters"], program.arguments["cache"])
+  assert read == pytest.approx((2 * (layers + table) + cache) / 8, rel=1e-3)
 
 
-def test_a_serving_program_needs_its_stage(monkeypatch):
+def test_reading_prompts_makes_the_logits_of_their_last_slots_alone():
+  config = pretrain.get_config("7b")
+  config.model.num_layers = 1
+  mesh = sharding.make_mesh({"tensor": 8})
+  program = serving_programs.prefill(config, mesh, rows=2, prompt=32, max_new=8)
+  found = traced.flops(programs.trace(program).jaxpr)
+  width, hidden, streams, prompt = 4096, 11_008, 4, 32
+  layer = 2 * (4 * width**2 + 3 * width * hidden) + 4 * prompt * width
+  expected = streams * (prompt * layer + 2 * width * 48_512)
+  assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_step_of_drawing_passes_the_unet_twice_when_guided():
+  config, mesh = tiny("pixel_decoder", "fsdp"), sharding.make_mesh({"fsdp": 8})
+
+  def found(steps: int, guidance: float) -> float:
+    config.sampling.update(dict(steps=steps, guidance=guidance))
+    program = serving_programs.draw(config, mesh, 8)
+    return traced.flops(programs.trace(program).jaxpr)
+
+  # Windows reach beyond the pictures' borders: less falls on data than they have taps.
+  forward = unet_flops.forward(unet.VARIANTS["tiny"], 8, 8, 64)
+  assert 0.8 * 8 * 2 * forward < found(2, 1.0) < 8 * 2 * forward
+  assert found(2, 3.0) == 2 * found(2, 1.0)
+  assert found(4, 3.0) == 2 * found(2, 3.0)
+
+
+def test_the_sd15_type_draws_from_the_embedding_of_an_empty_text():
+  config = pixel_decoder.get_config("sd15")
+  program = serving_programs.draw(config, sharding.make_mesh({"data": 8}), 16)
+  given = program.arguments["batch"]
+  assert given["start"].shape == (16, 64, 64, 4) and given["null"].shape == (77, 768)
+  assert plan.argument_groups(program)["parameters"] == 2 * 859_520_964  # bfloat16
+  assert program.images == 16
+
+
+def test_the_sdxl_type_draws_by_sizes_from_zeros():
+  config = pixel_decoder.get_config("sdxl")
+  program = serving_programs.draw(config, sharding.make_mesh({"fsdp": 8}), 8)
+  given = program.arguments["batch"]
+  assert given["start"].shape == (8, 128, 128, 4) and given["null"] is None
+  assert given["condition"].context.shape == (8, 256, 2048)
+  assert given["condition"].time_ids.shape == (8, 6)
+  held = plan.argument_groups(program)["parameters"]
+  assert held == pytest.approx(2 * 2_567_463_684 / 8, rel=0.01)  # spread over fsdp
+
+
+@pytest.mark.parametrize(
+  ("kind", "stage"),
+  [("tokenize", "visual_tokenizer"), ("decode", "pretrain"), ("draw", "pixel_decoder")],
+)
+def test_a_serving_program_needs_its_stage(kind, stage, monkeypatch):
   monkeypatch.setattr(plan, "pod_mesh", lambda config, pod: None)
-  config = visual_tokenizer.get_config("7b")
-  with pytest.raises(ValueError, match="--program=decode belongs to stage pretrain"):
-    plan._program("decode", config, topology.parse("v5e-8"), 8)
+  config = (pixel_decoder if stage == "pretrain" else pretrain).get_config("tiny")
+  message = f"--program={kind} belongs to stage {stage}, .*=configs/{stage}.py:"
+  with pytest.raises(ValueError, match=message):
+    plan._program(kind, config, topology.parse("v5e-8"), 8)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", serving_programs.PROGRAMS)
+def test_counted_flops_of_what_serves_are_the_analytic_ones(kind):
+  topology.without_chips()
+  config = tiny(serving_programs.CONFIG[kind][0], "fsdp")
+  made = plan.make(config, topology.parse("v5e-8"), kind=kind, rows=16)
+  flops = made["flops_per_step"]
+  analytic = flops["analytic"]
+  if kind == "decode":
+    # One query of a stream over the cache is no matrix product: the compiler multiplies
+    # and adds in the vector unit.
+    streams, slots, width, layers = 2 * 16, 128 + 64, 192, 4
+    analytic -= layers * 4 * streams * slots * width / 8
+  assert flops["counted"] == pytest.approx(analytic, rel=0.02)
+  assert made["accumulate"] == 1 and "receipt" not in made

@@ -184,7 +184,7 @@ def test_windows_padded_beyond_the_data_count_what_falls_on_data():
   assert found == 2 * 2 * (13 * 13) * 4 * 6
 
 
-def test_the_product_in_the_softmax_kernel_of_the_compiler_is_counted():
+def test_products_in_the_kernels_of_the_compiler_are_counted():
   text = """ENTRY %main (a: f32[2,3,8,16], b: f32[2,3,16,5]) -> f32[2,3,8,5] {
   %a = f32[2,3,8,16] parameter(0)
   %b = f32[2,3,16,5] parameter(1)
@@ -192,6 +192,13 @@ def test_the_product_in_the_softmax_kernel_of_the_compiler_is_counted():
 metadata={op_name="online-softmax"}
 }"""
   assert cost.count(text, 1).flops == 2 * (2 * 3) * 8 * 16 * 5
+  text = """ENTRY %main (a: f32[6,8,5], b: f32[6,16,5], c: f32[6,16,5]) -> f32[6,8,5] {
+  %a = bf16[6,8,5] parameter(0)
+  %b = bf16[6,16,5] parameter(1)
+  %c = bf16[6,16,5] parameter(2)
+  ROOT %name = f32[6,8,5] custom-call(%a, %b, %c), custom_call_target="tpu_custom_call"
+}"""
+  assert cost.count(text, 1).flops == 2 * 2 * 6 * 8 * 16 * 5
 
 
 @pytest.mark.parametrize(("stride", "taps"), [(1, 13), (2, 7)])

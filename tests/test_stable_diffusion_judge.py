@@ -69,6 +69,13 @@ def perturbed(model, seed: int):
   return model.eval(), state
 
 
+def fields_of(model) -> dict:
+  """Our fields; input channels beyond the latents' are a grid."""
+  config = dict(model.config)
+  grid_dim = config["in_channels"] - config["out_channels"]
+  return unet.fields_from_config(config | {unet.GRID_KEY: grid_dim})
+
+
 def inputs_of(fields: dict, masked: bool) -> dict:
   rng = np.random.default_rng(1)
   normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
@@ -113,7 +120,7 @@ def test_unet_equals_diffusers(name, masked):
   from diffusers import UNet2DConditionModel
 
   model, state = perturbed(UNet2DConditionModel(**(SHARED | UNETS[name])), seed=0)
-  fields = unet.fields_from_config(dict(model.config))
+  fields = fields_of(model)
   ours = unet.UNet(**fields, dtype="float32")
   inputs = inputs_of(fields, masked)
   target = golden_data.abstract_params(ours, **inputs)
@@ -131,10 +138,10 @@ def test_an_exported_unet_config_builds_the_same_model(name):
   from diffusers import UNet2DConditionModel
 
   model = UNet2DConditionModel(**(SHARED | UNETS[name]))
-  fields = unet.fields_from_config(dict(model.config))
+  fields = fields_of(model)
   config = stable_diffusion.unet_config(fields)
   again = UNet2DConditionModel.from_config(config)
-  assert unet.fields_from_config(dict(again.config)) == fields
+  assert fields_of(again) == fields
   shapes = lambda m: {key: value.shape for key, value in m.state_dict().items()}
   assert shapes(again) == shapes(model)
 

@@ -12,8 +12,9 @@ import numpy as np
 from lavit_jax.planning import program
 from lavit_jax.planning.program import Computation, Instruction
 
-# The compiler's own kernel for a softmax and the product that follows it.
-SOFTMAX = "online-softmax"
+# The compiler's own kernels: softmax and the product that follows it, and all of
+# attention, which comes without a name. Kernels of ours have other names.
+OWN_KERNELS = ("online-softmax", "")
 
 
 def flops(computation: Computation, instruction: Instruction) -> int:
@@ -22,15 +23,24 @@ def flops(computation: Computation, instruction: Instruction) -> int:
     return _dot(computation, instruction)
   if instruction.opcode == "convolution":
     return _convolution(computation, instruction)
-  if instruction.op_name == SOFTMAX and instruction.opcode == "custom-call":
-    return _mixing(computation, instruction)
+  target = instruction.attribute(r'custom_call_target="([^"]*)"')
+  if target == "tpu_custom_call" and instruction.op_name in OWN_KERNELS:
+    return _attention(computation, instruction)
   return 0
 
 
-def _mixing(computation: Computation, kernel: Instruction) -> int:
-  """Of scores [.., Q, S] and values [.., S, H]: one product, after the softmax."""
-  scores, values = (_sizes(computation.operand_shape(kernel, i)) for i in (0, 1))
-  return 2 * math.prod(scores) * values[-1]
+def _attention(computation: Computation, kernel: Instruction) -> int:
+  """Of scores [.., Q, S] and values [.., S, H]: one product, after the softmax.
+
+  Of queries [.., Q, H], keys and values [.., S, H] two.
+  """
+  names = range(len(kernel.operands))
+  sizes = [_sizes(computation.operand_shape(kernel, i)) for i in names]
+  if len(sizes) == 2:
+    return 2 * math.prod(sizes[0]) * sizes[1][-1]
+  if len(sizes) == 3 and sizes[1] == sizes[2]:
+    return 4 * math.prod(sizes[0]) * sizes[1][-2]
+  return 0
 
 
 def _sizes(shape: str) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ def decode(
 
 
 def draw(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Program:
-  """Noise to latents for `rows` pictures of the first size, by the config's sampling.
+  """Noise to latents for `rows` square pictures, by the config's sampling.
 
   The autoencoder is another program, and decodes one picture at a time.
   """
@@ -123,7 +123,7 @@ def draw(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Program:
     return pixels.sample(model, params, modules.schedule, **batch, settings=settings)
 
   features = jax.ShapeDtypeStruct((rows, slots, coder["embed_dim"]), jnp.float32)
-  size = tuple(next(iter(config.ratios.values())))
+  size = tuple(config.ratios["1:1"])  # what `infer` draws unless told otherwise
   arguments = {
     "parameters": programs.placed(abstract, spread, config.dtype),
     "batch": _conditions(modules, mesh, features, size),
@@ -156,9 +156,10 @@ def _conditions(modules: pixel_decoder.Modules, mesh: Mesh, features, size):
 
 
 PROGRAMS = {"tokenize": tokenize, "prefill": prefill, "decode": decode, "draw": draw}
-STAGE = {
-  "tokenize": "visual_tokenizer",
-  "prefill": "pretrain",
-  "decode": "pretrain",
-  "draw": "pixel_decoder",
+# Stage whose config gives the sizes, and a full-size variant of it.
+CONFIG = {
+  "tokenize": ("visual_tokenizer", "7b"),
+  "prefill": ("pretrain", "7b"),
+  "decode": ("pretrain", "7b"),
+  "draw": ("pixel_decoder", "sdxl"),
 }
