@@ -42,7 +42,10 @@ def layers(
   if remat not in REMAT_POLICIES:
     raise ValueError(f"remat {remat!r} is not one of {sorted(REMAT_POLICIES)}")
   if remat != "none":
-    block = nn.remat(block, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    # Between two loops the compiler finds nothing twice; without one it would take the
+    # recomputation for a repetition and keep the values instead.
+    looped = num_layers > unroll
+    block = nn.remat(block, prevent_cse=not looped, policy=REMAT_POLICIES[remat])
   return nn.scan(
     block,
     variable_axes={"params": 0, "intermediates": 0},

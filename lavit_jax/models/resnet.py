@@ -49,7 +49,10 @@ class ResnetBlock(nn.Module):
     second = conv.Conv(self.channels, split="in", dtype=self.dtype, name="conv2")
     hidden = second(hidden)
     if x.shape[-1] != self.channels:
-      x = conv.Conv(self.channels, size=1, dtype=self.dtype, name="shortcut")(x)
+      shortcut = conv.Conv(
+        self.channels, size=1, split="in", dtype=self.dtype, name="shortcut"
+      )
+      x = shortcut(x)
     return x + hidden
 
 
@@ -66,4 +69,4 @@ class Upsample(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps dtype[B, H, W, C] to dtype[B, 2 H, 2 W, C]."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return conv.Conv(x.shape[-1], dtype=self.dtype, name="conv")(x)
+    return conv.Conv(x.shape[-1], split="in", dtype=self.dtype, name="conv")(x)

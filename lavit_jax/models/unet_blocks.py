@@ -59,7 +59,7 @@ class Sizes:
     block = ResnetBlock
     if self.remat != "none":
       policy = stack.REMAT_POLICIES[self.remat]
-      block = nn.remat(block, prevent_cse=False, policy=policy)
+      block = nn.remat(block, policy=policy)
     return block(channels, self.num_groups, self.eps, self.dtype, name=name)
 
 
@@ -210,7 +210,9 @@ class DownLevel(nn.Module):
         x = transformer(x, given)
       kept.append(x)
     if self.shrink:
-      down = conv.Conv(self.channels, stride=2, dtype=self.sizes.dtype, name="down")
+      down = conv.Conv(
+        self.channels, stride=2, split="in", dtype=self.sizes.dtype, name="down"
+      )
       x = down(x)
       kept.append(x)
     return x, kept

@@ -159,7 +159,7 @@ class Encoder(nn.Module):
       if i < len(self.level_channels) - 1:
         # Padded on the far sides only, unlike the U-Net's.
         down = conv.Conv(
-          channels, stride=2, padding=(0, 1), dtype=self.dtype, name=f"down{i}"
+          channels, 3, 2, padding=(0, 1), split="in", dtype=self.dtype, name=f"down{i}"
         )
         x = down(x)
     x = Middle(self.num_groups, self.dtype, name="middle")(x)

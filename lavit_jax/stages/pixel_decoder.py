@@ -37,7 +37,8 @@ class Modules:
   Attributes:
     unet: the U-Net.
     head: makes its condition.
-    autoencoder: a VAE or its stand-in.
+    autoencoder: a VAE or its stand-in, as it draws: in float32.
+    encoder: the same in the compute dtype, for latents to train on.
     autoencoder_name: the part's name.
     schedule: the noise schedule.
   """
@@ -56,6 +57,10 @@ class Modules:
     self.autoencoder = pixel_parts.make_autoencoder(
       self.autoencoder_name, sizes[self.autoencoder_name]
     )
+    # Rounding shows in pictures but not beside the noise that latents are given, and
+    # float32 takes a TPU six passes.
+    is_vae = self.autoencoder_name == "vae"
+    self.encoder = self.autoencoder.clone(**dict(dtype=config.dtype) if is_vae else {})
     if self.autoencoder.latent_channels != self.unet.channels:
       raise ValueError(
         f"the autoencoder makes {self.autoencoder.latent_channels} latent channels, the"
@@ -108,13 +113,13 @@ def features_of(coder: tokenizing.VisualTokenizer, frozen: Any, batch) -> jax.Ar
   return jax.lax.stop_gradient(whitened)
 
 
-def latents_of(autoencoder, frozen: Any, images: jax.Array, noise: jax.Array):
+def latents_of(encoder, frozen: Any, images: jax.Array, noise: jax.Array):
   """Latents float32[B, h, w, C] of u8[B, H, W, 3], times the scaling factor."""
   scaled = images.astype(jnp.float32) / 127.5 - 1
   variables = {"params": frozen["autoencoder"]}
-  mean, log_variance = autoencoder.apply(variables, scaled, method="encode")
+  mean, log_variance = encoder.apply(variables, scaled, method="encode")
   sampled = vae.sample(mean, log_variance, noise)
-  return jax.lax.stop_gradient(sampled * autoencoder.scaling_factor)
+  return jax.lax.stop_gradient(sampled * encoder.scaling_factor)
 
 
 def make_loss(modules: Modules, coder, drop: float):
@@ -126,7 +131,7 @@ def make_loss(modules: Modules, coder, drop: float):
     height, width = (side // factor for side in batch["image"].shape[1:3])
     shape = (height, width, channels)
     time, noise, encoder_noise, draw = chances(key, batch["noise_id"], steps, shape)
-    clean = latents_of(modules.autoencoder, frozen, batch["image"], encoder_noise)
+    clean = latents_of(modules.encoder, frozen, batch["image"], encoder_noise)
     features = features_of(coder, frozen, batch)
     given = pixel_parts.condition_of(modules.head, params["head"], None, features)
     if modules.unet.pooled_dim:
