@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lavit_jax.contraction import contract
+from lavit_jax.sharding import constrain
 
 
 @flax.struct.dataclass
@@ -160,7 +161,7 @@ class Embed(nn.Module):
 
   @nn.compact
   def __call__(self, ids: jax.Array) -> jax.Array:
-    """Looks up int32[...] ids, giving dtype[..., D]."""
+    """Looks up int32[B, T] ids, giving dtype[B, T, D]."""
     table = param(
       self,
       "embedding",
@@ -168,4 +169,8 @@ class Embed(nn.Module):
       (self.num_embeddings, self.embed_dim),
       (None, "embed"),
     )
-    return table.astype(self.dtype)[ids]
+    # The table is split along D over fsdp, and so are the vectors at first; then each
+    # device takes its own rows. Left to itself, XLA replicates the global batch.
+    vectors = table.astype(self.dtype)[ids]
+    vectors = constrain(vectors, "act_data_batch", "act_length", "embed")
+    return constrain(vectors, "act_batch", "act_length", None)

@@ -132,6 +132,7 @@ class TextTower(nn.Module):
       (None, "embed"),
     )
     x = x + table[: tokens.shape[1]].astype(self.dtype)
+    x = constrain(x, "act_images", None, None)
     segment_ids = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
     mask = sequence.packed_mask(segment_ids)
     blocks = stack.layers(Block, self.num_layers, unroll=self.unroll, broadcast=1)
@@ -140,6 +141,7 @@ class TextTower(nn.Module):
     x = norm.LayerNorm(1e-5, name="norm")(x)
     last = jnp.maximum(lengths - 1, 0)[:, None, None]
     x = jnp.take_along_axis(x, last, axis=1)  # [B, 1, D]
+    x = constrain(x, "act_images", None, None)
     project = linear.dense(
       self.embed_dim,
       self.output_dim,
@@ -181,8 +183,9 @@ class Clip(nn.Module):
       Unit embeddings, the logit scale and the patch-word logits.
     """
     features = self.vit(images)
-    image = self.vit.clip_embedding(features)
-    text = self.text(tokens, lengths)
+    # Each device embeds its own pictures and captions; only the loss compares them all.
+    image = constrain(self.vit.clip_embedding(features), "act_images", None)
+    text = constrain(self.text(tokens, lengths), "act_images", None)
     scale = linear.param(self, "scale", nn.initializers.constant(2.659), (), ())
     patches = norm.LayerNorm(1e-5, name="word_norm")(features[:, 1:])
     words = {

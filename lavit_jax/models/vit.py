@@ -198,7 +198,8 @@ class VisionTransformer(nn.Module):
 
   def clip_embedding(self, features: jax.Array) -> jax.Array:
     """The image's CLIP embedding: dtype[B, P+1, D] features -> dtype[B, clip_dim]."""
-    return self.head(self.norm(features)[:, :1])[:, 0]
+    token = constrain(self.norm(features)[:, :1], "act_images", None, None)
+    return self.head(token)[:, 0]
 
   def embed(self, images: jax.Array) -> jax.Array:
     """The CLIP embedding dtype[B, clip_dim] of float[B, H, W, 3] pictures."""
