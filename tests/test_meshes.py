@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 
 import golden_data
 import jax
@@ -10,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_run
-from jax.sharding import PartitionSpec as P
 
 from configs import visual_tokenizer as config_file
 from lavit_jax import feed, sharding, train_state
 from lavit_jax.data import items
 from lavit_jax.models import codebook, whitening
-from lavit_jax.stages import base, frozen_parts, pretrain, programs, reconstruction
+from lavit_jax.stages import base, frozen_parts, pretrain, reconstruction
 
 MESHES = [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)]
 BATCH = 8
@@ -40,7 +38,8 @@ def run_step(step, init, params, frozen, batch, mesh, book=None):
   spread = shardings_of(init, params, book, mesh)
   state = jax.device_put(train_state.fresh(params, toy_run.recorder(), book), spread)
   frozen = base.place(frozen, mesh)
-  batch = feed.place(batch, list(range(BATCH)), BATCH, mesh)
+  rows = len(next(iter(batch.values())))
+  batch = feed.place(batch, list(range(rows)), rows, mesh)
   with jax.set_mesh(mesh):
     compiled = jax.jit(
       step,
@@ -69,9 +68,9 @@ def language_step(accumulate=1, **changes):
 
 
 @functools.cache
-def language_result(shape):
+def language_result(shape, rows=BATCH, slots=2):
   step, init = language_step()
-  batch = toy_run.packed_batch(BATCH)
+  batch = toy_run.packed_batch(rows, slots=slots)
   params = toy_run.language_params()
   return run_step(step, init, params, toy_run.frozen(), batch, mesh_of(shape))
 
@@ -84,6 +83,29 @@ def test_stage_2_loss_and_gradients_are_those_of_one_device(shape):
   assert_equal_trees(found.opt_state, expected.opt_state)
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected.opt_state))
   assert largest > 1e-2  # the comparison is not one of zeros
+
+
+def test_three_pictures_of_a_row_that_two_devices_share_count_as_on_one_device():
+  rows_and_slots = (4, 3)  # one row to each pair of devices
+  expected, _ = language_result((1, 1, 1, 1), *rows_and_slots)
+  found, _ = language_result((1, 4, 2, 1), *rows_and_slots)
+  assert_equal_trees(found.opt_state, expected.opt_state)
+
+
+def test_slots_are_added_only_where_pictures_do_not_divide():
+  def slots(shape, rows, sized=3):
+    images = jnp.ones((rows, sized, 8, 8, 3), jnp.uint8)
+    keep = jnp.ones((rows, sized, 1), bool)
+    with jax.set_mesh(mesh_of(shape)):
+      images, keep = jax.jit(pretrain.even_slots)(images, keep)
+    assert images.shape[:2] == keep.shape[:2]
+    assert keep[:, :sized].all() and not keep[:, sized:].any()
+    return images.shape[1]
+
+  assert slots((1, 4, 2, 1), 4) == 4
+  assert slots((1, 4, 2, 1), 8) == 3  # two rows hold six pictures
+  assert slots((1, 2, 4, 1), 4) == 4
+  assert slots((2, 2, 1, 2), 4) == 3
 
 
 # Stage 1
@@ -188,90 +210,3 @@ def test_keep_masks_are_those_of_one_device(shape):
   expected = keep_masks((1, 1, 1, 1))
   assert 0 < expected.mean() < 1 and set(np.unique(expected)) == {0.0, 1.0}
   np.testing.assert_array_equal(keep_masks(shape), expected)
-
-
-# Collectives
-
-COLLECTIVE = re.compile(
-  r"= \(?(.*?)\)? (?:all-gather|all-reduce|all-to-all|reduce-scatter"
-  r"|collective-permute)(?:-start)?\("
-)
-SLOTS, LENGTH = 3, 66  # like the 25 patches, no multiples of anything else
-
-
-def collective_shapes(text: str) -> list[tuple[int, ...]]:
-  """Shape of every array that a collective of a compiled program makes."""
-  return [
-    tuple(int(size) for size in dims.split(",") if size)
-    for results in COLLECTIVE.findall(text)
-    for dims in re.findall(r"\w+\[([\d,]*)\]", results)
-  ]
-
-
-def compiled_text(shape, step, init, params, batch, book=None) -> str:
-  """The program of a step on a mesh, compiled from shapes."""
-  mesh = mesh_of(shape)
-  spread = shardings_of(init, params, book, mesh)
-  fresh = lambda p, b: train_state.fresh(p, toy_run.recorder(), b)
-  state = programs.placed(jax.eval_shape(fresh, params, book), spread)
-  rows, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  batch = programs.placed(batch, {name: rows for name in batch})
-  frozen = jax.tree.map(lambda _: whole, toy_run.frozen())
-  frozen = programs.placed(toy_run.frozen(), frozen)
-  with jax.set_mesh(mesh):
-    jitted = jax.jit(step, out_shardings=(spread, None))
-    lowered = jitted.lower(state, frozen, batch, jax.random.key(0))
-    return lowered.compile(golden_data.COMPILE_FAST).as_text()
-
-
-def language_text(shape) -> str:
-  batch = toy_run.packed_batch(BATCH, LENGTH, SLOTS)
-  return compiled_text(shape, *language_step(), toy_run.language_params(), batch)
-
-
-def tokenizer_text(shape) -> str:
-  parts = (toy_run.visual_tokenizer(), toy_run.tower(), toy_run.recorder())
-  step = reconstruction.make_step(*parts, tokenizer_config(1), True)
-  params, book = toy_run.visual_tokenizer_params(), random_codebook()
-  return compiled_text(shape, step, init_tokenizer, params, picture_batch(), book)
-
-
-def is_feature(shape: tuple[int, ...]) -> bool:
-  """Features by patch (25, with class token 26), by row (75), or taken into a row."""
-  patches = toy_run.PATCHES
-  extents = (patches, patches + 1, LENGTH)
-  rows = any(size % extent == 0 for size in shape[:-1] for extent in extents)
-  return rows and shape[-1] == toy_run.WIDTH
-
-
-# What XLA says when it finds no better way than to gather an array whole.
-REPLICATED = "Involuntary full rematerialization"
-
-
-@pytest.mark.parametrize(
-  ("text_of", "shape"),
-  [
-    (language_text, (8, 1, 1, 1)),
-    (language_text, (2, 4, 1, 1)),
-    (tokenizer_text, (2, 4, 1, 1)),
-  ],
-  ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_no_collective_has_a_feature_shape(text_of, shape, capfd):
-  found = collective_shapes(text_of(shape))
-  assert len(found) > 5
-  # The decoder's learned queries are parameters: one row per patch, and no batch.
-  queries = (toy_run.PATCHES, toy_run.WIDTH)
-  assert not [shape for shape in found if is_feature(shape) and shape != queries]
-  assert REPLICATED not in capfd.readouterr().err
-
-
-def test_the_compiler_does_warn_of_hidden_replication(capfd):
-  def clash(x):
-    x = jax.lax.with_sharding_constraint(jnp.sin(x), P("fsdp", None))
-    x = jax.lax.with_sharding_constraint(x, P(None, ("tensor", "data")))
-    return jnp.cos(x)
-
-  with jax.set_mesh(mesh_of((2, 2, 1, 2))):
-    jax.jit(clash).lower(jax.ShapeDtypeStruct((8, 8), jnp.float32)).compile()
-  assert REPLICATED in capfd.readouterr().err

@@ -5,7 +5,8 @@
 
 The gather precedes vit_proj: only features that a row holds are projected, and no
 collective over `data` or `fsdp` has a feature shape. Over `sequence`, whose devices
-share rows and encode some of their pictures each, the merged features are gathered.
+share rows and encode some of their pictures each, the merged features are gathered
+once, before places take theirs: a row has fewer patches than places.
 """
 
 import flax.linen as nn
@@ -69,7 +70,8 @@ class LaVIT(nn.Module):
       dtype[B, L, D].
     """
     gathered = sequence.gather_features(merged, feature_index)
-    features = self.vit_proj(gathered)
+    # Places over `sequence` from here on, else each device would project all of them.
+    features = self.vit_proj(constrain(gathered, "act_batch", "act_length", None))
     words = self.llama.embed(tokens)
     return jnp.where(feature_index[..., None] >= 0, features, words)
 

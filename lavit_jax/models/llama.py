@@ -84,8 +84,12 @@ class SelfAttention(nn.Module):
     query = position.rotate(heads("query", self.num_heads, "heads"), positions, *rope)
     key = position.rotate(heads("key", self.num_kv_heads, "kv_heads"), positions, *rope)
     value = heads("value", self.num_kv_heads, "kv_heads")
-    query = constrain(query, "act_batch", "act_length", "act_heads", None)
-    # Every device needs all keys of its rows: the length is gathered here.
+    query, key, value = (
+      constrain(x, "act_batch", "act_length", "act_heads", None)
+      for x in (query, key, value)
+    )
+    # Every device needs all keys of its rows: the length is gathered here, behind the
+    # projections, else each device would project all places.
     key = constrain(key, "act_batch", None, "act_heads", None)
     value = constrain(value, "act_batch", None, "act_heads", None)
     mixed = attention.attend_packed(query, key, value, segment_ids)
@@ -195,10 +199,7 @@ class Llama(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """Looks up int32[B, T] ids: dtype[B, T, D]."""
-    # The table is split along D over fsdp, and so are the vectors at first; then each
-    # device takes its own rows. Left to itself, XLA replicates the global batch.
-    words = constrain(self.embedding(tokens), "act_data_batch", None, "embed")
-    return constrain(words, "act_batch", None, None)
+    return self.embedding(tokens)
 
   def __call__(
     self, inputs: jax.Array, positions: jax.Array, segment_ids: jax.Array

@@ -7,6 +7,7 @@ Codes and keep masks are data (the sidecar of `tokenize`); no selector, stage-1 
 or codebook is loaded.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,9 +57,31 @@ def image_inputs(tower: vit.VisionTransformer, frozen: Any, images: jax.Array):
   return whitening.whiten(frozen.get("whitening"), features)
 
 
+def even_slots(images: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Adds empty slots until the devices that share rows encode equally many pictures.
+
+  Three pictures over two devices would take turns with those of the next row, and
+  features would cross from one device's rows to another's. No device gets more to do:
+  one of the two had two pictures anyway.
+
+  Args:
+    images: uint8[B, M, H, W, 3].
+    keep: bool[B, M, P].
+
+  Returns:
+    The same with as many slots as `sequence` divides.
+  """
+  rows = max(images.shape[0] // sharding.axis_size("act_batch"), 1)
+  sharing = sharding.axis_size("act_images") // sharding.axis_size("act_batch")
+  missing = -images.shape[1] % (sharing // math.gcd(rows, sharing))
+  add = lambda x: jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+  return add(images), add(keep)
+
+
 def token_loss(model, tower, params, frozen, batch, words: Vocabulary, chunks: int):
   """Losses of packed rows, not yet divided: see `losses.next_token`."""
-  features = image_inputs(tower, frozen, batch["images"])
+  images, keep = even_slots(batch["images"], batch["keep"])
+  features = image_inputs(tower, frozen, images)
   hidden = model.apply(
     {"params": params},
     batch["tokens"],
@@ -66,7 +89,7 @@ def token_loss(model, tower, params, frozen, batch, words: Vocabulary, chunks: i
     batch["positions"],
     batch["feature_index"],
     features,
-    batch["keep"],
+    keep,
   )
   return losses.next_token(
     hidden,
