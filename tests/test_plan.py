@@ -1,6 +1,7 @@
 """The verb `plan`: the real steps on meshes of the CPU, and its figures."""
 
 import importlib.util
+import itertools
 import json
 import types
 
@@ -35,7 +36,11 @@ MESHES = {
   "tensor": {"fsdp": 4, "tensor": 2},
   "sequence": {"fsdp": 4, "sequence": 2},
   "all": {"data": 2, "fsdp": 2, "tensor": 2},
+  "wide": {"fsdp": 2, "tensor": 4},
 }
+# Share of a tiny step that every further device along `tensor` repeats: the patch
+# embedding; in stage 1 code lookup, selector and the decoder's first map as well.
+REPEATED = {"contrastive": 0.01, "visual_tokenizer": 0.027}
 
 
 def tiny(stage: str, mesh: str, **changes):
@@ -63,14 +68,22 @@ needs_compiler = pytest.mark.skipif(
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("stage", CONFIGS)
+@pytest.mark.parametrize(
+  ("stage", "mesh"),
+  [
+    case
+    for case in itertools.product(CONFIGS, MESHES)
+    if case != ("pixel_decoder", "wide")  # toy convolutions are not split over four
+  ],
+)
 def test_counted_flops_are_the_analytic_ones(stage, mesh):
   topology.without_chips()
   pod = topology.parse("v5e-8")
   made = plan.make(tiny(stage, mesh), pod)
   flops = made["flops_per_step"]
-  assert flops["counted"] == pytest.approx(flops["analytic"], rel=0.02)
+  repeated = REPEATED.get(stage, 0) * (MESHES[mesh].get("tensor", 1) - 1)
+  expected = (1 + repeated) * flops["analytic"]
+  assert flops["counted"] == pytest.approx(expected, rel=0.02)
   assert made["unknown_loops"] == [] and made["fits"]
   assert made["collective_bytes"]
 
