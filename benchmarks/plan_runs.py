@@ -13,7 +13,7 @@ WORK = flags.DEFINE_string("work", "/tmp/plans", "Folder of the figures.")
 
 
 def planned(
-  config: str, topology: str, slices: int = 1, **fields: Any
+  config: str, topology: str, slices: int = 1, draft: bool = False, **fields: Any
 ) -> dict[str, Any]:
   """What `python -m lavit_jax.plan --json` writes.
 
@@ -24,6 +24,7 @@ def planned(
     config: stage and variant, e.g. "pretrain:7b".
     topology: as `plan` takes it.
     slices: of the pod.
+    draft: compile fast; counts are the same, but no time is predicted.
     fields: of the config, with "__" for ".", e.g. mesh__fsdp=8.
 
   Raises:
@@ -32,6 +33,7 @@ def planned(
   stage, variant = config.split(":")
   command = [sys.executable, "-m", "lavit_jax.plan", f"--topology={topology}"]
   command += [f"--config=configs/{stage}.py:{variant}", f"--slices={slices}"]
+  command += ["--draft"] * draft
   command += [f"--cache={pathlib.Path(WORK.value) / 'programs'}"]
   command += [f"--config.{k.replace('__', '.')}={v}" for k, v in fields.items()]
   with tempfile.TemporaryDirectory() as folder:

@@ -23,18 +23,16 @@ def layers(
   num_layers: int,
   remat: str = "none",
   unroll: int = 1,
-  scanned: int = 0,
   broadcast: int = 0,
 ) -> type[nn.Module]:
-  """Stacks `block`, whose call is (x, *scanned, *broadcast) -> (x, per-layer output).
+  """Stacks `block`, whose call is (x, *broadcast) -> (x, per-layer output).
 
   Args:
     block: module class; its parameters gain a leading layer axis.
     num_layers: repetitions.
     remat: a key of `REMAT_POLICIES`.
     unroll: layers per scan step; `num_layers` unrolls all, which XLA on CPU prefers.
-    scanned: arguments with a leading layer axis, after the carry.
-    broadcast: arguments that every layer sees, after those.
+    broadcast: arguments that every layer sees, after the carry.
 
   Returns:
     The stacked module class; its call returns the carry and stacked outputs.
@@ -50,7 +48,7 @@ def layers(
     block,
     variable_axes={"params": 0, "intermediates": 0},
     split_rngs={"params": True},
-    in_axes=(0,) * scanned + (nn.broadcast,) * broadcast,
+    in_axes=(nn.broadcast,) * broadcast,
     length=num_layers,
     unroll=unroll,
     metadata_params={nn.meta.PARTITION_NAME: None},

@@ -38,7 +38,7 @@ def step(
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   run = base.jitted(pixel_decoder.make_step(modules, coder, tx, config), shardings)
   made = base.Assembled(modules.unet, abstract, shardings, initial, lambda number: run)
-  height, width = next(iter(config.ratios.values()))
+  height, width = config.ratios["1:1"]
   fields = {
     "image": (jnp.uint8, height, width, 3),
     "codes": (jnp.int32, coder.num_patches),

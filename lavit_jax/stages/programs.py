@@ -247,7 +247,7 @@ def _tokenizer_program(config, mesh, number: int, phase: str, steps: int) -> Pro
 
 
 def pixel_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
-  """The train step of stage 1b, of the first picture size."""
+  """The train step of stage 1b, of square pictures."""
   check_batch(config, mesh)
   made, frozen, fields, patches = pixel_program.step(config, mesh)
   size = config.batch_size
