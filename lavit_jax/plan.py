@@ -155,6 +155,7 @@ def _compile(pod: Topology, program, found, lowered, draft: bool) -> dict[str, A
   times = roofline.estimate(counts, pod, places, moved)
   if draft:
     figures["seconds_at_least"] = times.floor
+    figures["seconds_in_turn"] = times.in_turn
   else:
     work = (program.tokens, program.images, traced.model_flops(found.jaxpr))
     figures["predicted"] = summary.prediction(times, pod, *work)

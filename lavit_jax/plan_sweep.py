@@ -1,6 +1,6 @@
 """Compiles many layouts of one stage for one pod, each in a process of its own.
 
-    ranked by arithmetic -> drafts: memory, and a floor of the time -> the best in full
+    ranked by arithmetic -> drafts: memory, products and exchanges -> the best in full
 
 A process per layout bounds the memory: what a compilation holds ends with it. As many
 run side by side as there are cores and memory for. Layouts come from
@@ -29,7 +29,7 @@ from lavit_jax.stages import programs
 
 # Policies that make different programs, by stage: stage 1 has no attention kernel.
 POLICIES = {"pretrain": tuple(layouts.KEPT), "visual_tokenizer": ("full", "dots")}
-# Drafts that are planned in full, by their floors.
+# Drafts that are planned in full.
 FINALISTS = 5
 # Bytes that a compilation of full size stays below.
 COMPILE_MEMORY = 5e9
@@ -109,10 +109,7 @@ def run(
     )
   title = f"{config.stage} on {pod}"
   plans = _plans(found, [*asked, "--draft"], f"{title}: drafts")
-  order = sorted(
-    (index for index, plan in enumerate(plans) if plan["fits"]),
-    key=lambda index: plans[index]["seconds_at_least"],
-  )[:FINALISTS]
+  order = _finalists(plans)
   if not order:
     raise ValueError(_why_none(plans, pod))
   whole = _plans([found[index] for index in order], asked, f"{title}: in full")
@@ -120,6 +117,19 @@ def run(
     plans[index] = plan
   _mark_frontier([plan for plan in whole if plan["fits"]])
   return {"program": config.stage, "topology": str(pod), "layouts": plans}
+
+
+def _finalists(plans: list[dict[str, Any]]) -> list[int]:
+  """Indices of the drafts to plan in full: the best of each policy in turn.
+
+  A draft says what is multiplied and exchanged, but not how well both overlap, which
+  differs by policy.
+  """
+  by_policy: dict[str, list[int]] = {}
+  fitting = (index for index, plan in enumerate(plans) if plan["fits"])
+  for index in sorted(fitting, key=lambda index: plans[index]["seconds_in_turn"]):
+    by_policy.setdefault(plans[index]["remat"], []).append(index)
+  return layouts.in_turn(list(by_policy.values()))[:FINALISTS]
 
 
 def _why_none(plans: list[dict[str, Any]], pod: Topology) -> str:

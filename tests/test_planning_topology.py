@@ -107,6 +107,7 @@ def test_synchronous_collectives_add_and_asynchronous_ones_hide():
   assert times.compute == pytest.approx(2 + 0.2 / roofline.KERNEL_EFFICIENCY)
   assert (times.hidden, times.exposed) == pytest.approx((1.0, 0.5))
   assert times.predicted == pytest.approx(times.compute + 0.5)
+  assert times.in_turn == pytest.approx(1.2 + 1.0 + 0.5)
   assert times.bound == "compute"
 
 

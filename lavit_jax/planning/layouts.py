@@ -12,6 +12,7 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 from lavit_jax.planning import topology
 from lavit_jax.planning.topology import Topology
@@ -146,8 +147,14 @@ def candidates(pod: Topology, sizes: Sizes) -> list[Layout]:
       _largest(mesh, policy, sizes, pod.chip.memory) for mesh in _meshes(pod, sizes)
     )
     ranked.append(sorted(fitting, key=lambda one: seconds(one, sizes, pod)))
-  turns = itertools.chain.from_iterable(itertools.zip_longest(*ranked))
-  return [layout for layout in turns if layout]
+  return in_turn(ranked)
+
+
+def in_turn(lists: Sequence[Sequence[Any]]) -> list[Any]:
+  """The first of each list, then the second of each that has one, and so on."""
+  none = object()
+  turns = itertools.zip_longest(*lists, fillvalue=none)
+  return [one for one in itertools.chain.from_iterable(turns) if one is not none]
 
 
 def _meshes(pod: Topology, sizes: Sizes) -> list[dict[str, int]]:

@@ -61,6 +61,11 @@ class Roofline:
     return max(self.products, self.exposed + self.hidden, self.memory)
 
   @property
+  def in_turn(self) -> float:
+    """Seconds where chips multiply at their peak and no exchange hides behind it."""
+    return self.products + self.exposed + self.hidden
+
+  @property
   def bound(self) -> str:
     """What the step waits for."""
     if self.predicted == self.memory:
