@@ -102,7 +102,13 @@ def fake(monkeypatch, total: int = 10**9):
 
   def compiler(lowered, mesh, draft=False):
     seen.append(draft)
-    memory = compiling.Memory(10**8, 0, total - 10**8 - 10**6, 10**6)
+    memory = compiling.Memory(
+      arguments=10**8,
+      outputs=0,
+      donated=0,
+      temporaries=total - 10**8 - 10**6,
+      code=10**6,
+    )
     return compiling.Compiled(text, memory, 12.0, 11.0)
 
   monkeypatch.setattr(compiling, "compile_lowered", compiler)
