@@ -79,12 +79,14 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
   slices = len({getattr(device, "slice_index", None) for device in devices})
   if slices > 1:
     return _mesh_of_slices(shape, slices, devices)
-  return jax.make_mesh(
-    tuple(shape.values()),
-    MESH_AXES,
-    axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    devices=devices,
-  )
+  kinds, sizes = (AxisType.Auto,) * len(MESH_AXES), tuple(shape.values())
+  try:
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices)
+  except NotImplementedError:  # of v5e alone does it give an axis a part of a side
+    arranged = mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
+    return Mesh(arranged, MESH_AXES, axis_types=kinds)
 
 
 def _mesh_of_slices(shape: dict[str, int], slices: int, devices: Sequence[Any]) -> Mesh:

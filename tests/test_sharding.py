@@ -124,3 +124,11 @@ def test_data_spans_slices_and_the_rest_may_take_a_part_of_a_side():
   assert mesh.devices.shape == (8, 64, 1, 1)
   halves = mesh.devices[:4], mesh.devices[4:]
   assert [{chip.slice_index for chip in half.flat} for half in halves] == [{0}, {1}]
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
+def test_an_axis_may_take_a_part_of_a_side_of_any_torus(kind):
+  places = itertools.product(range(16), range(16))
+  chips = [Chip(i, 0, (x, y, 0), device_kind=kind) for i, (y, x) in enumerate(places)]
+  mesh = sharding.make_mesh({"data": 4, "fsdp": 64}, chips)
+  assert mesh.devices.shape == (4, 64, 1, 1) and len(set(mesh.devices.flat)) == 256
