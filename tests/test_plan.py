@@ -66,16 +66,19 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+def counted_case(stage: str, mesh: str):
+  """A case; of the toy U-Net over tensor the miss is known, its cause is not."""
+  marks = []
+  if stage == "pixel_decoder" and "tensor" in MESHES[mesh]:
+    marks = [pytest.mark.xfail(reason="1.17 on tensor, 1.11 on all; cause not found")]
+  return pytest.param(stage, mesh, marks=marks)
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("stage", "mesh"),
-  [
-    case
-    for case in itertools.product(CONFIGS, MESHES)
-    # The toy U-Net counts 1.17 and 1.11 of its products there; the cause is not known.
-    if case[0] != "pixel_decoder" or "tensor" not in MESHES[case[1]]
-  ],
+  [counted_case(*case) for case in itertools.product(CONFIGS, MESHES)],
 )
 def test_counted_flops_are_the_analytic_ones(stage, mesh):
   topology.without_chips()
