@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lavit_jax import checkpoint, sharding
+from lavit_jax.core import sharding
+from lavit_jax.training import checkpoint
 
 ROUNDS = 5
 

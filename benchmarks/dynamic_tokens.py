@@ -25,10 +25,11 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from lavit_jax import feed, optimizer, sharding, train_state, vocabulary
+from lavit_jax.core import sharding, vocabulary
 from lavit_jax.data import images, mixture, pack_plan, pipeline, records, rows
 from lavit_jax.models import vit
 from lavit_jax.stages import base, pretrain
+from lavit_jax.training import feed, optimizer, train_state
 
 LENGTH, PATCHES, PICTURES, ROWS = 1200, 256, 400, 60
 MIXTURE = {"caption": 0.5, "text_image": 0.5}

@@ -114,8 +114,9 @@ def ours(folder: pathlib.Path, threads: int):
   """Batches of the feed of stage 1."""
   import jax
 
-  from lavit_jax import feed, sharding
+  from lavit_jax.core import sharding
   from lavit_jax.data import items, pipeline, records
+  from lavit_jax.training import feed
 
   mesh = sharding.make_mesh({"fsdp": 1}, jax.devices()[:1])
 

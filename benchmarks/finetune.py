@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from lavit_jax import LaVIT, convert, toy_study  # noqa: E402
-from lavit_jax.data import digits, images  # noqa: E402
-from lavit_jax.evaluate import toy_language  # noqa: E402
+from lavit_jax import LaVIT, convert  # noqa: E402
+from lavit_jax.data import images  # noqa: E402
 from lavit_jax.generate import tasks  # noqa: E402
+from lavit_jax.toy import digits, language_figures, study  # noqa: E402
 from lavit_jax.weights import model_directory  # noqa: E402
 
 OWN = slice(0, 200)  # of the test split, shown in finetuning
@@ -66,12 +66,12 @@ def figures(model: pathlib.Path, data: pathlib.Path) -> dict[str, dict]:
   said = lambda pictures: loaded.caption(pictures, how=tasks.PLAIN_CAPTION)
   rest = records(REST)
   numbers = np.stack([images.decode(record["image"], size) for record in rest])
-  split = toy_study.load_split(f"{data}/test", size)
+  split = study.load_split(f"{data}/test", size)
   scenes = split.truth.single[:MOST]
   truths = [split.truth.truths[i] for i in scenes]
   return {
-    "digits": toy_language.digit_figure(said(numbers), [r["truth"] for r in rest]),
-    "scenes": toy_language.caption_figure(said(split.image[scenes]), truths, False),
+    "digits": language_figures.digit_figure(said(numbers), [r["truth"] for r in rest]),
+    "scenes": language_figures.caption_figure(said(split.image[scenes]), truths, False),
   }
 
 

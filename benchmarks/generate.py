@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax import sharding, train_state
+from lavit_jax.core import sharding
+from lavit_jax.core.vocabulary import END, Vocabulary
 from lavit_jax.generate import beam, engine, logits, prompts, serving
 from lavit_jax.models import llama
-from lavit_jax.vocabulary import END, Vocabulary
+from lavit_jax.training import train_state
 from lavit_jax.weights import llama as table
 from lavit_jax.weights import rules
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from benchmarks import generate
+from lavit_jax.core.vocabulary import END
 from lavit_jax.generate import logits, serving
 from lavit_jax.layers import linear
-from lavit_jax.vocabulary import END
 
 SHORTEST, LONGEST, NEW = 49, 56, 16  # one bucket
 

@@ -16,8 +16,7 @@ import jax
 from configs import pretrain
 from lavit_jax import plan
 from lavit_jax.generate import ahead
-from lavit_jax.planning import compiling, topology
-from lavit_jax.stages import programs, serving_programs
+from lavit_jax.planning import compiling, programs, serving_programs, topology
 
 
 def compiled(program: programs.Program) -> dict[str, float]:

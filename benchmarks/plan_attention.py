@@ -9,7 +9,7 @@ compiled for absent chips.
 import jax
 import jax.numpy as jnp
 
-from lavit_jax import sequence, sharding
+from lavit_jax.core import sequence, sharding
 from lavit_jax.layers import attention, splash
 from lavit_jax.planning import compiling, topology
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lavit_jax import losses, sequence, sharding
+from lavit_jax.core import losses, sequence, sharding
 from lavit_jax.models import llama
-from lavit_jax.planning import cost, topology
-from lavit_jax.stages import base, programs
+from lavit_jax.planning import cost, programs, topology
+from lavit_jax.stages import base
 
 WORDS, PADDED, LENGTH, LAYERS = 48_386, 48_512, 2048, 2
 

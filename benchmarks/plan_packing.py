@@ -11,10 +11,9 @@ import jax
 import numpy as np
 
 from configs import pretrain as pretrain_config
-from lavit_jax import sharding
+from lavit_jax.core import sharding, traced_flops
 from lavit_jax.data import pack_plan, records
-from lavit_jax.planning import traced
-from lavit_jax.stages import programs
+from lavit_jax.planning import programs
 
 RECORDS, ROWS, CAPTION = 20_000, 1024, 22
 
@@ -42,7 +41,7 @@ def flops_per_image(kept: np.ndarray) -> tuple[float, dict[str, float]]:
   config.data.images_per_row = plan.images_per_row
   mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
   program = programs.language_step(config, mesh)
-  found = traced.flops(programs.trace(program).jaxpr)
+  found = traced_flops.flops(programs.trace(program).jaxpr)
   shown = rows * plan.images_per_row * figures["image_slots"]
   return found / shown, figures | {"images_per_row": plan.images_per_row}
 

@@ -18,8 +18,8 @@ import jax
 
 from configs import pixel_decoder
 from lavit_jax import plan
-from lavit_jax.planning import compiling, cost, topology, traced
-from lavit_jax.stages import programs, serving_programs
+from lavit_jax.core import traced_flops
+from lavit_jax.planning import compiling, cost, programs, serving_programs, topology
 
 
 def sampling(pod: topology.Topology, num_steps: int) -> programs.Program:
@@ -67,7 +67,7 @@ def main() -> None:
     with open(args.text, "w") as stream:
       stream.write(compiled.text)
   counted = cost.count(compiled.text, pod.chips).flops
-  analytic = traced.flops(found.jaxpr) / pod.chips
+  analytic = traced_flops.flops(found.jaxpr) / pod.chips
   report = {
     "topology": args.topology,
     "chips": pod.chips,

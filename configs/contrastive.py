@@ -9,8 +9,8 @@ two minutes on two cores. There is no full-size variant: full size starts from E
 """
 
 from configs import common
-from lavit_jax import optimizer
 from lavit_jax.models import clip, vit
+from lavit_jax.training import optimizer
 
 
 def get_config(variant: str = "tiny"):

@@ -10,8 +10,8 @@ minutes) and "7b" (LaVIT's sizes, rows of 2048 tokens). See docs/finetuning.md.
 """
 
 from configs import common
-from lavit_jax import optimizer
 from lavit_jax.models import llama
+from lavit_jax.training import optimizer
 
 
 def get_config(variant: str = "tiny"):

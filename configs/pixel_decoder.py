@@ -11,10 +11,10 @@ Variants: "tiny" (CPU, minutes), "sd15" (512 px, Stable Diffusion 1.5) and "sdxl
 """
 
 from configs import common
-from lavit_jax import optimizer
 from lavit_jax.diffusion import schedule
 from lavit_jax.generate import pixels
 from lavit_jax.models import patch_latents, unet, vae
+from lavit_jax.training import optimizer
 
 
 def get_config(variant: str = "sd15"):

@@ -9,8 +9,8 @@ Variants: "tiny" (CPU, minutes) and "7b" (paper scale: rows of 2048, batch 2048 
 """
 
 from configs import common
-from lavit_jax import optimizer
 from lavit_jax.models import llama
+from lavit_jax.training import optimizer
 
 
 def get_config(variant: str = "tiny"):

@@ -9,8 +9,8 @@ Variants: "tiny" (CPU, minutes) and "7b", the paper's scale: batch 2048, 50k ste
 """
 
 from configs import common
-from lavit_jax import optimizer
 from lavit_jax.models import visual_tokenizer
+from lavit_jax.training import optimizer
 
 
 def get_config(variant: str = "tiny"):

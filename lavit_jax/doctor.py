@@ -21,8 +21,8 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from lavit_jax import code_version, hosts
 from lavit_jax.data import pack_plan, records
+from lavit_jax.training import code_version, hosts
 
 PACKAGES = (
   *("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "tensorstore"),

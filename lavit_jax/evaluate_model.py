@@ -27,10 +27,10 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from lavit_jax import hosts, model_tasks
-from lavit_jax.api import LaVIT
 from lavit_jax.data import shards
-from lavit_jax.evaluate import annotations, vqa_protocol
+from lavit_jax.evaluate import annotations, model_tasks, vqa_protocol
+from lavit_jax.inference.api import LaVIT
+from lavit_jax.training import hosts
 
 CHUNK = 256  # records between two notes of what is done
 PACKAGES = ("jax", "flax", "transformers", "pillow", "pycocoevalcap")

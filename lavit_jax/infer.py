@@ -25,10 +25,10 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from lavit_jax import jobs, ranking, sheet
-from lavit_jax.api import LaVIT
-from lavit_jax.data import scenes
 from lavit_jax.generate import pixels
+from lavit_jax.inference import jobs, ranking, sheet
+from lavit_jax.inference.api import LaVIT
+from lavit_jax.toy import scenes
 
 CELL = 16  # pixels per patch in the pictures of read patches
 BACKGROUND_RGB = (128, 128, 128)

@@ -26,19 +26,21 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from lavit_jax import plan_sweep, sharding, train
+from lavit_jax import train
+from lavit_jax.core import sharding, traced_flops
 from lavit_jax.planning import (
   compiling,
   cost,
   kept,
+  layout_sweep,
+  programs,
   roofline,
+  serving_programs,
   summary,
   topology,
-  traced,
 )
 from lavit_jax.planning.compiling import DoesNotFitError
 from lavit_jax.planning.topology import Topology
-from lavit_jax.stages import programs, serving_programs
 
 # Train steps (phase a of stage 1 has its own), and programs of a finished model.
 KINDS = ["train", "train_a", *serving_programs.PROGRAMS]
@@ -135,7 +137,7 @@ def _labels(config, pod: Topology, program: programs.Program) -> dict[str, Any]:
 
 def _compile(pod: Topology, program, found, lowered, draft: bool) -> dict[str, Any]:
   """The figures of a program that was not planned before."""
-  analytic, started = traced.flops(found.jaxpr) / pod.chips, time.monotonic()
+  analytic, started = traced_flops.flops(found.jaxpr) / pod.chips, time.monotonic()
   try:
     compiled = compiling.compile_lowered(lowered, program.mesh, draft)
   except DoesNotFitError as error:
@@ -157,7 +159,7 @@ def _compile(pod: Topology, program, found, lowered, draft: bool) -> dict[str, A
     figures["seconds_at_least"] = times.floor
     figures["seconds_in_turn"] = times.in_turn
   else:
-    work = (program.tokens, program.images, traced.model_flops(found.jaxpr))
+    work = (program.tokens, program.images, traced_flops.model_flops(found.jaxpr))
     figures["predicted"] = summary.prediction(times, pod, *work)
   figures |= {
     "compile_seconds": compiled.seconds,
@@ -265,8 +267,8 @@ def _sweep(config: ml_collections.ConfigDict, pod: Topology) -> dict[str, Any]:
     raise ValueError(
       f"--sweep compares train steps, got --program={PROGRAM.value}; leave one out"
     )
-  swept = plan_sweep.run(config, pod, SWEEP.value, shared_arguments(pod))
-  pathlib.Path(HTML.value).write_text(plan_sweep.page(swept))
+  swept = layout_sweep.run(config, pod, SWEEP.value, shared_arguments(pod))
+  pathlib.Path(HTML.value).write_text(layout_sweep.page(swept))
   plans = swept["layouts"]
   broken = [plan["layout"] for plan in plans if "failed" in plan]
   print(

@@ -32,16 +32,15 @@ from tqdm import tqdm
 from lavit_jax.data import (
   bad,
   conversion,
-  digits,
   dry_run,
   inspection,
   on_beam,
   records,
-  scenes,
   text,
   workers,
 )
 from lavit_jax.data.sources import fields as naming
+from lavit_jax.toy import digits, scenes
 
 SOURCE = flags.DEFINE_enum(
   "source", "toy", ["toy", *conversion.SOURCES], "Kind of the input."

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator
 import ml_collections
 from absl import app, flags, logging
 
-from lavit_jax import pixel_study, prepare, tokenize, toy_study, train
+from lavit_jax import prepare, tokenize, train
 from lavit_jax.data import shards
-from lavit_jax.report import writer
+from lavit_jax.toy import pixel_study, study
+from lavit_jax.toy.report import writer
 from lavit_jax.weights import model_directory
 
 WORKDIR = flags.DEFINE_string(
@@ -50,14 +51,14 @@ class Size:
   train: int
   test: int
   steps: float
-  limits: toy_study.Limits
+  limits: study.Limits
 
 
-FULL = Size(20_000, 1_600, 1.0, toy_study.Limits())
+FULL = Size(20_000, 1_600, 1.0, study.Limits())
 FEW_PIXELS = pixel_study.Limits(8, 10, 8, (1.0, 2.0), 8, reader_steps=20)
 SMALL = Size(
   *(256, 96, 0.02),
-  toy_study.Limits(captions=8, questions=24, drawings=8, pixels=FEW_PIXELS),
+  study.Limits(captions=8, questions=24, drawings=8, pixels=FEW_PIXELS),
 )
 
 
@@ -89,7 +90,7 @@ def run(workdir: str, size: Size) -> dict:
     _train(stage, configs[stage], folder, clock)
   model = str(folder / "pretrain" / "model")
   with clock.part("evaluate"):
-    findings = toy_study.study(model, str(data), size.limits)
+    findings = study.study(model, str(data), size.limits)
   stages = {name: str(folder / name) for name in configs}
   made = writer.write(folder, findings, stages, clock.seconds)
   print(f"report: {folder / 'report.html'}", flush=True)

@@ -22,9 +22,11 @@ import jax.numpy as jnp
 import ml_collections
 from absl import app, flags
 
-from lavit_jax import mesh_report, sharding, train
-from lavit_jax.report import plots
-from lavit_jax.stages import programs
+from lavit_jax import train
+from lavit_jax.core import sharding
+from lavit_jax.planning import programs
+from lavit_jax.toy.report import plots
+from lavit_jax.training import mesh_report
 
 LAYOUTS = flags.DEFINE_list("layouts", [], "Layouts such as 1x8x1x1; all when empty.")
 STEPS = flags.DEFINE_integer("steps", 5, "Steps to measure, after one that compiles.")

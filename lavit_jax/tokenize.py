@@ -20,9 +20,10 @@ from absl import app, flags
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from lavit_jax import hosts, sharding
+from lavit_jax.core import sharding
 from lavit_jax.data import images, loading, records, shards, text, token_figures
-from lavit_jax.stages import tokenizing
+from lavit_jax.inference import tokenizing
+from lavit_jax.training import hosts
 
 MODEL = flags.DEFINE_string("model", None, "Model directory with a visual tokenizer.")
 DATA = flags.DEFINE_string("data", None, "Prepared folder; codes go to DATA/codes.")

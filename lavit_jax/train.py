@@ -6,7 +6,7 @@
 The same command resumes from the newest checkpoint of --workdir. Any field of the
 config can be overridden on the command line; misspelt fields are refused. At the end
 --workdir/model holds what the next stage, infer and evaluate_model read. On several
-hosts, give each the same command (`lavit_jax/hosts.py`).
+hosts, give each the same command (`lavit_jax/training/hosts.py`).
 """
 
 import contextlib
@@ -26,7 +26,18 @@ from etils import epath
 from ml_collections import config_flags
 from PIL import Image
 
-from lavit_jax import (
+from lavit_jax.core import sharding
+from lavit_jax.planning import programs, topology
+from lavit_jax.stages import (
+  base,
+  contrastive,
+  finetune,
+  pixel_decoder,
+  pretrain,
+  samples,
+  visual_tokenizer,
+)
+from lavit_jax.training import (
   checkpoint,
   code_version,
   compile_cache,
@@ -36,21 +47,9 @@ from lavit_jax import (
   metrics,
   parameters_from,
   profile_window,
-  samples,
-  sharding,
   stop,
   timing,
   watchdog,
-)
-from lavit_jax.planning import topology
-from lavit_jax.stages import (
-  base,
-  contrastive,
-  finetune,
-  pixel_decoder,
-  pretrain,
-  programs,
-  visual_tokenizer,
 )
 
 STAGES = {

@@ -5,13 +5,15 @@ import json
 import numpy as np
 
 from lavit_jax import prepare
-from lavit_jax.data import images, scenes, world
-from lavit_jax.evaluate import (
-  toy,
-  toy_language,
-  toy_pixels,
-  toy_reading,
-  toy_tokenizer,
+from lavit_jax.data import images
+from lavit_jax.toy import (
+  findings,
+  language_figures,
+  patch_reading,
+  pixel_figures,
+  scenes,
+  tokenizer_figures,
+  world,
 )
 
 SIDE = 64
@@ -39,51 +41,56 @@ def make(count=64, right=0.9):
   """Findings whose texts and drawings are right for about a share `right`."""
   rng = np.random.default_rng(0)
   records = pictured(count)
-  truth = toy_tokenizer.truth_of(records)
+  truth = tokenizer_figures.truth_of(records)
   pixels = np.stack([images.decode(record["image"], SIDE) for record in records])
   probability = np.where(truth.objects, 0.95, 0.12).astype(np.float32)
   probability[~truth.scene] = 0.7
   keep = rng.random(probability.shape) < probability
   codes = rng.integers(0, 200, keep.shape)
-  figures = toy_tokenizer.selection(keep, np.log(probability), truth)
-  figures |= toy_tokenizer.codes(codes, keep, 256)
+  figures = tokenizer_figures.selection(keep, np.log(probability), truth)
+  figures |= tokenizer_figures.codes(codes, keep, 256)
   shares = {"own": 0.93, "constant_mean": 0.62, "object_mean": 0.7, "random_mask": 0.71}
   cosines = {name: np.full(keep.shape, value) for name, value in shares.items()}
-  figures |= toy_tokenizer.reconstruction(cosines, truth)
-  reading = toy_reading.read(logits_of(*labels_of(records)))
-  single = toy_reading.read(
+  figures |= tokenizer_figures.reconstruction(cosines, truth)
+  reading = patch_reading.read(logits_of(*labels_of(records)))
+  single = patch_reading.read(
     {k: v[truth.single] for k, v in logits_of(*labels_of(records)).items()}
   )
-  figures |= toy_tokenizer.reconstructed(single, single, truth)
+  figures |= tokenizer_figures.reconstructed(single, single, truth)
   texts, text_figures = _texts(records, pixels, truth, right, rng)
   figures |= text_figures
   drawings, drawn_figures = _drawings(right, rng)
   figures |= drawn_figures
   figures |= {f"novel_{name}": value for name, value in drawn_figures.items()}
   rebuilt = [
-    toy.grid_example(reading, row, "rebuilt", pixels[row], "", "") for row in range(6)
+    findings.grid_example(reading, row, "rebuilt", pixels[row], "", "")
+    for row in range(6)
   ]
-  pictures = toy.Pictures(
+  pictures = findings.Pictures(
     pixels, truth.count, truth.objects, keep, probability, codes, 256
   )
   pixels, pixel_figures = _pixels(drawings)
   grids = drawings, drawings[:3], rebuilt
-  return toy.Findings(figures | pixel_figures, pictures, *texts, *grids, pixels)
+  return findings.Findings(figures | pixel_figures, pictures, *texts, *grids, pixels)
 
 
 def _pixels(drawings):
   """Perfect drawings of the requests, as if painted."""
   shown = [
-    toy_pixels.PixelExample(d.title, d.image, d.image, f"read: {d.read}", i % 3 > 0)
+    pixel_figures.PixelExample(d.title, d.image, d.image, f"read: {d.read}", i % 3 > 0)
     for i, d in enumerate(drawings)
   ]
   right = {name: np.arange(8) > 1 for name in ("color", "shape", "both", "cell")}
-  figures = toy_pixels.scene_figures("drawn", right, "requests")
-  figures |= toy_pixels.scene_figures("reconstructed", right, "scenes", true_pictures=1)
+  figures = pixel_figures.scene_figures("drawn", right, "requests")
+  figures |= pixel_figures.scene_figures(
+    "reconstructed", right, "scenes", true_pictures=1
+  )
   digits = np.arange(10)
-  figures["drawn_digit_accuracy"] = toy_pixels.digit_figure(digits, digits, 0.97, 0.9)
+  figures["drawn_digit_accuracy"] = pixel_figures.digit_figure(
+    digits, digits, 0.97, 0.9
+  )
   sweep = {1.0: (0.5, 0.6), 2.0: (0.8, 0.9)}
-  return toy_pixels.PixelFindings(shown, shown[:2], shown, sweep), figures
+  return pixel_figures.PixelFindings(shown, shown[:2], shown, sweep), figures
 
 
 def _texts(records, pixels, truth, right, rng):
@@ -96,41 +103,45 @@ def _texts(records, pixels, truth, right, rng):
   spoil = lambda text, wrong: text if rng.random() < right else wrong
   said = [spoil(caption, "a <b>red</b> star") for caption in captions]
   said[0] = "a <b>red</b> star"
-  questions = toy_language.questions_of(records, 60)
+  questions = language_figures.questions_of(records, 60)
   answers = [spoil(question.answer, "red") for question in questions]
   others = [rng.choice(["yes", "no", "two", "red"]) for _ in questions]
   chosen, written = truth.single, np.flatnonzero(~truth.scene)
   truths = lambda rows: [truth.truths[i] for i in rows]
-  one = toy_language.caption_figure([said[i] for i in chosen], truths(chosen), False)
-  figures = toy_language.answer_figures(questions, answers, others)
+  one = language_figures.caption_figure(
+    [said[i] for i in chosen], truths(chosen), False
+  )
+  figures = language_figures.answer_figures(questions, answers, others)
   figures["caption_color_shape"] = figures["novel_caption_color_shape"] = one
-  figures["digit_caption_accuracy"] = toy_language.digit_figure(
+  figures["digit_caption_accuracy"] = language_figures.digit_figure(
     [said[i] for i in written], truths(written)
   )
   shown = [
-    toy.TextExample(pixels[i], "", captions[i], said[i], said[i] == captions[i])
+    findings.TextExample(pixels[i], "", captions[i], said[i], said[i] == captions[i])
     for i in (0, 1, 2, 3, 7)
   ]
   asked = [
-    toy.TextExample(pixels[q.picture], q.text, q.answer, a, a == q.answer)
+    findings.TextExample(pixels[q.picture], q.text, q.answer, a, a == q.answer)
     for q, a in zip(questions[:9], answers)
   ]
   return (shown, asked), figures
 
 
 def _drawings(right, rng):
-  asked = toy_language.requests(False, 42)
+  asked = language_figures.requests(False, 42)
   wanted = [scenes.patch_labels(world.Scene((r.drawn,), "dark")) for r in asked]
   rows = [i if rng.random() < right else (i + 1) % 42 for i in range(42)]
   color, shape = (np.stack([wanted[i][k] for i in rows]) for k in ("color", "shape"))
-  reading = toy_reading.read(logits_of(color, shape))
-  figures = toy_language.drawn_figures(asked, reading, [5] * 42, False)
+  reading = patch_reading.read(logits_of(color, shape))
+  figures = language_figures.drawn_figures(asked, reading, [5] * 42, False)
   words = lambda color, shape, cell: f"{color} {shape}, cell {cell}"
   examples = []
   for row, request in enumerate(asked[:8]):
     picture = scenes.draw(world.Scene((request.drawn,), "bright")).image
     facts = words(*request.expected), words(*reading.names(row))
-    examples.append(toy.grid_example(reading, row, request.prompt, picture, *facts))
+    examples.append(
+      findings.grid_example(reading, row, request.prompt, picture, *facts)
+    )
   return examples, figures
 
 

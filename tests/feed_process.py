@@ -53,7 +53,8 @@ def run(task: dict) -> dict:
   """Reads some batches from a position on: digests and what this process loaded."""
   import ml_collections
 
-  from lavit_jax import feed, sharding
+  from lavit_jax.core import sharding
+  from lavit_jax.training import feed
 
   mesh = sharding.make_mesh(task["mesh"])
   source = packed_rows(pathlib.Path(task["folder"]))

@@ -6,7 +6,7 @@ import golden_llama
 import jax
 import numpy as np
 
-from lavit_jax import sharding
+from lavit_jax.core import sharding
 from lavit_jax.generate import engine, serving
 from lavit_jax.generate.prompts import Prompt
 

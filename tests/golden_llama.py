@@ -3,8 +3,8 @@
 import golden_data
 import jax.numpy as jnp
 
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.models import llama
-from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import llama as table
 
 

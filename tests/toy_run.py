@@ -13,12 +13,12 @@ from configs import contrastive as contrastive_config
 from configs import pretrain as pretrain_config
 from configs import visual_tokenizer as visual_tokenizer_config
 from lavit_jax import prepare
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import documents, rows
 from lavit_jax.models import vit
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.models.whitening import Whitening
 from lavit_jax.stages import base, pretrain
-from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import model_directory
 
 # Eight heads and widths of their own, so that every mesh divides them and an array's

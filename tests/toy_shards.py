@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lavit_jax import vocabulary
+from lavit_jax.core import vocabulary
 from lavit_jax.data import images, records
 
 SIZE, PATCHES = 8, 4

@@ -35,7 +35,8 @@ def main(port: str, processes: str, index: str, text: str) -> None:
   import jax
   from absl import flags
 
-  from lavit_jax import compile_cache, hosts, train
+  from lavit_jax import train
+  from lavit_jax.training import compile_cache, hosts
 
   jax.config.update("jax_default_matmul_precision", "highest")
   given = [f"--coordinator=localhost:{port}", f"--hosts={count}", f"--host={index}"]

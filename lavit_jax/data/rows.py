@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lavit_jax import vocabulary as vocabularies
+from lavit_jax.core import vocabulary as vocabularies
 from lavit_jax.data import documents as planned
 from lavit_jax.data import images, pack_plan, pipeline, records
 

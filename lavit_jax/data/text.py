@@ -14,7 +14,7 @@ import pathlib
 import string
 from collections.abc import Iterable
 
-from lavit_jax import vocabulary
+from lavit_jax.core import vocabulary
 
 SPECIALS = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2
 ALPHABET = string.ascii_letters + string.digits + string.punctuation

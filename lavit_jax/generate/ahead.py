@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lavit_jax import sharding
+from lavit_jax.core import sharding
+from lavit_jax.core.vocabulary import END, Vocabulary
 from lavit_jax.generate import decode, serving
 from lavit_jax.generate import logits as processors
 from lavit_jax.generate.decode import Shape, State
 from lavit_jax.generate.logits import Settings
 from lavit_jax.generate.serving import Serving
 from lavit_jax.models import llama
-from lavit_jax.vocabulary import END, Vocabulary
 
 CACHE_AXES = ("act_batch", "act_heads", None, None)
 

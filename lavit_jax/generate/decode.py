@@ -16,11 +16,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lavit_jax.core.vocabulary import END
 from lavit_jax.generate import logits as processors
 from lavit_jax.generate import serving
 from lavit_jax.generate.logits import Rows
 from lavit_jax.generate.serving import Cache, Serving
-from lavit_jax.vocabulary import END
 
 PAD = END  # what follows the end of a sequence
 

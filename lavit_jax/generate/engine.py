@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax import sharding
+from lavit_jax.core import sharding
 from lavit_jax.generate import beam, decode
 from lavit_jax.generate import logits as processors
 from lavit_jax.generate.beam import Beams

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.vocabulary import Vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

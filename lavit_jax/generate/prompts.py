@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lavit_jax.vocabulary import END, Vocabulary
+from lavit_jax.core.vocabulary import END, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax import sharding
-from lavit_jax.contraction import contract
+from lavit_jax.core import sharding
+from lavit_jax.core.contraction import contract
+from lavit_jax.core.sharding import constrain
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.layers import norm, position
 from lavit_jax.layers.attention import MASKED
 from lavit_jax.models import llama
-from lavit_jax.sharding import constrain
-from lavit_jax.vocabulary import Vocabulary
 
 
 @flax.struct.dataclass

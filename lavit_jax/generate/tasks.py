@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from lavit_jax.core.vocabulary import END, Vocabulary
 from lavit_jax.generate.beam import Beams
 from lavit_jax.generate.logits import Settings
-from lavit_jax.vocabulary import END, Vocabulary
 
 
 def caption(

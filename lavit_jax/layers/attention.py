@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from lavit_jax import sequence
+from lavit_jax.core import sequence
 from lavit_jax.layers import splash
 
 # Scores of masked pairs: finite, so that a fully masked row stays free of NaN.

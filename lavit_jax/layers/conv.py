@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import linear
-from lavit_jax.sharding import constrain
 
 
 def convolve(

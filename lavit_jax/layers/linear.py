@@ -9,8 +9,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lavit_jax.contraction import contract
-from lavit_jax.sharding import constrain
+from lavit_jax.core.contraction import contract
+from lavit_jax.core.sharding import constrain
 
 
 @flax.struct.dataclass

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import linear
-from lavit_jax.sharding import constrain
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as masks,
 )
 
-from lavit_jax import sharding
+from lavit_jax.core import sharding
 
 LANES = 128  # the kernel's unit of length and head size
 BLOCK = 512

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import attention, linear
-from lavit_jax.sharding import constrain
 
 
 def to_heads(

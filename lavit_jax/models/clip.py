@@ -14,10 +14,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lavit_jax import sequence
+from lavit_jax.core import sequence
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import attention, linear, mlp, norm, stack
 from lavit_jax.models import vit
-from lavit_jax.sharding import constrain
 
 TEXT_VARIANTS = {
   "tiny": dict(

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import linear, mlp, norm, stack
 from lavit_jax.models.attention import CrossAttention, SelfAttention, softmax
-from lavit_jax.sharding import constrain
 
 EPS = 1e-5
 # Additive and finite, as in the reference: it defines what an image without codes does.

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from lavit_jax import sequence
+from lavit_jax.core import sequence
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import linear
 from lavit_jax.models import llama, merger
-from lavit_jax.sharding import constrain
 
 
 class LaVIT(nn.Module):

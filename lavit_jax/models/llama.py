@@ -10,9 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lavit_jax.contraction import contract
+from lavit_jax.core.contraction import contract
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import attention, linear, mlp, norm, position, stack
-from lavit_jax.sharding import constrain
 
 VARIANTS = {
   "7b": dict(

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import mlp, norm, stack
 from lavit_jax.models.attention import CrossAttention, SelfAttention
-from lavit_jax.sharding import constrain
 
 EPS = 1e-5
 

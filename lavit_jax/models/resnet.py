@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import conv, linear, norm
-from lavit_jax.sharding import constrain
 
 
 class ResnetBlock(nn.Module):

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import linear, norm
-from lavit_jax.sharding import constrain
 
 EPS = 1e-5
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import attention, conv, norm
 from lavit_jax.models import published_config
 from lavit_jax.models.attention import from_heads, to_heads
 from lavit_jax.models.resnet import ResnetBlock, Upsample
-from lavit_jax.sharding import constrain
 
 EPS = 1e-6
 LOG_VARIANCE_RANGE = (-30.0, 20.0)

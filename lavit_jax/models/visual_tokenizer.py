@@ -10,7 +10,7 @@ What lies in brackets is not a module: sampling takes noise, the codebook is sta
 import flax.linen as nn
 import jax
 
-from lavit_jax import sequence
+from lavit_jax.core import sequence
 from lavit_jax.models import codebook
 from lavit_jax.models.feature_decoder import FeatureDecoder, TaskLayer
 from lavit_jax.models.merger import Merger

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import attention, linear, mlp, norm, stack
 from lavit_jax.models.attention import from_heads
-from lavit_jax.sharding import constrain
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)

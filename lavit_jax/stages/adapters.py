@@ -25,8 +25,8 @@ import numpy as np
 from flax import traverse_util
 from jax.tree_util import DictKey
 
-from lavit_jax import optimizer
 from lavit_jax.layers import linear
+from lavit_jax.training import optimizer
 from lavit_jax.weights import part
 from lavit_jax.weights.tensors import Stack, Tensor
 

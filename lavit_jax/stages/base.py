@@ -10,8 +10,9 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax import feed, sharding, train_state
-from lavit_jax.train_state import TrainState
+from lavit_jax.core import sharding
+from lavit_jax.training import feed, train_state
+from lavit_jax.training.train_state import TrainState
 
 
 @dataclasses.dataclass

@@ -15,10 +15,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from lavit_jax import feed, losses, optimizer, sharding
+from lavit_jax.core import losses, sharding
 from lavit_jax.data import items, pipeline, records, text
 from lavit_jax.models import clip, vit, whitening
 from lavit_jax.stages import base, warm_start
+from lavit_jax.training import feed, optimizer
 from lavit_jax.weights import model_directory
 
 

@@ -17,18 +17,13 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from lavit_jax import feed, optimizer, sharding, train_state
+from lavit_jax.core import sharding
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import joined
+from lavit_jax.inference import frozen_parts, tokenizing
 from lavit_jax.models import vit
-from lavit_jax.stages import (
-  adapters,
-  base,
-  frozen_parts,
-  pretrain,
-  tokenizing,
-  warm_start,
-)
-from lavit_jax.vocabulary import Vocabulary
+from lavit_jax.stages import adapters, base, pretrain, warm_start
+from lavit_jax.training import feed, optimizer, train_state
 from lavit_jax.weights import model_directory, part
 
 # Which part of a model directory holds a module of the language side.

@@ -17,11 +17,13 @@ import ml_collections
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax import feed, losses, optimizer, sequence, sharding, train_state
+from lavit_jax.core import losses, sequence, sharding
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import text
+from lavit_jax.inference import frozen_parts, tokenizing
 from lavit_jax.models import lavit, llama, merger, vit, whitening
-from lavit_jax.stages import base, frozen_parts, tokenizing, warm_start
-from lavit_jax.vocabulary import Vocabulary
+from lavit_jax.stages import base, warm_start
+from lavit_jax.training import feed, optimizer, train_state
 from lavit_jax.weights import model_directory
 
 # Names of `target_kind` (data/rows.py), 0 being unsupervised.

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import ml_collections
 from einops import rearrange
 
-from lavit_jax import losses, sequence
+from lavit_jax.core import losses, sequence
+from lavit_jax.inference import frozen_parts
 from lavit_jax.models import codebook, selector, whitening
-from lavit_jax.stages import base, frozen_parts
+from lavit_jax.stages import base
 
 
 @flax.struct.dataclass

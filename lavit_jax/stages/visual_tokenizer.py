@@ -19,11 +19,13 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax import feed, losses, optimizer, sharding
+from lavit_jax.core import losses, sharding
 from lavit_jax.data import items, pipeline, records
+from lavit_jax.inference import frozen_parts
 from lavit_jax.models import codebook, vit, whitening
 from lavit_jax.models import visual_tokenizer as tokenizer_model
-from lavit_jax.stages import base, frozen_parts, reconstruction, warm_start
+from lavit_jax.stages import base, reconstruction, warm_start
+from lavit_jax.training import feed, optimizer
 from lavit_jax.weights import model_directory
 
 SHOWN = 10  # held-out pictures in the grid that evaluation draws

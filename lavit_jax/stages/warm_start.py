@@ -13,9 +13,9 @@ import ml_collections
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.models import codebook
-from lavit_jax.train_state import TrainState
-from lavit_jax.vocabulary import Vocabulary
+from lavit_jax.training.train_state import TrainState
 from lavit_jax.weights import model_directory
 
 TABLES = ("embedding", "head")

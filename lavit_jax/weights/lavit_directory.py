@@ -18,10 +18,10 @@ from typing import Any
 
 import jax
 
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.layers import linear
 from lavit_jax.models import condition_heads
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
-from lavit_jax.vocabulary import Vocabulary
 from lavit_jax.weights import eva, files, llama, pixel_folders, rules
 from lavit_jax.weights import visual_tokenizer as tables
 from lavit_jax.weights.part import Part, abstract_params, shape

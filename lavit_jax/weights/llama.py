@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax import vocabulary
+from lavit_jax.core import vocabulary
 from lavit_jax.models.llama import Llama
 from lavit_jax.weights import files, rules
 from lavit_jax.weights.part import Part, abstract_params

@@ -22,7 +22,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lavit_jax import sharding
+from lavit_jax.core import sharding
 
 DTYPES = {
   "F64": np.dtype(np.float64),

@@ -8,7 +8,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lavit_jax.data import bad, language
+from lavit_jax.data import bad
+from lavit_jax.toy import scene_texts
 
 IMAGES = (
   *("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img"),
@@ -95,7 +96,7 @@ def conversation(turns: Any) -> list[dict]:
 
 
 def _question(text: str) -> str:
-  return language.QUESTION.format(clean(text, MAX_CAPTION))
+  return scene_texts.QUESTION.format(clean(text, MAX_CAPTION))
 
 
 def entries(row: Mapping, fields: Fields) -> list[dict]:

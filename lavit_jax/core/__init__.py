@@ -1,0 +1,1 @@
+"""What every room may use: vocabulary, device mesh, sequences, losses, products."""

@@ -1,0 +1,1 @@
+"""Class LaVIT, the frozen parts it is made of, and requests to it."""

@@ -1,0 +1,79 @@
+"""Frozen parts of a model directory, stored in the compute dtype and never trained."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lavit_jax.core import sharding
+from lavit_jax.data import text
+from lavit_jax.models import vit
+from lavit_jax.models.whitening import Whitening
+from lavit_jax.training import train_state
+from lavit_jax.weights import model_directory
+
+
+def encoder(
+  folder: str, mesh: Mesh, dtype: str, unroll: int = 1
+) -> tuple[vit.VisionTransformer, dict[str, Any], dict[str, str]]:
+  """Loads the vision encoder and, when there is one, the whitening buffer.
+
+  Args:
+    folder: model directory.
+    mesh: where to spread the weights.
+    dtype: storage and compute dtype of the tower.
+    unroll: layers per scan step.
+
+  Returns:
+    The module, its frozen trees by part name, and the checksum of each part.
+  """
+  tower = vit.VisionTransformer(
+    **model_directory.part_config(folder, "vit"), dtype=dtype, unroll=unroll
+  )
+  frozen = {"vit": load_vit(folder, tower, mesh, dtype)}
+  manifest = model_directory.read_manifest(folder)
+  if "whitening" in manifest["parts"]:
+    frozen["whitening"] = load_whitening(folder, mesh, tower.embed_dim)
+  names = {name: manifest["parts"][name]["checksum"][:16] for name in frozen}
+  return tower, frozen, names
+
+
+def text_tokenizer(folder: str) -> text.TextTokenizer:
+  """Loads the text tokenizer of a model directory, ours or a published one."""
+  return text.load_text_tokenizer(
+    model_directory.text_tokenizer_folder(folder) or folder
+  )
+
+
+def vit_shapes(tower: vit.VisionTransformer, mesh: Mesh) -> tuple[Any, Any]:
+  """The encoder's abstract float32 parameters and their shardings."""
+  size = tower.image_size
+  abstract, axes = train_state.abstract_params(
+    lambda key: tower.init(key, jnp.zeros((1, size, size, 3)))
+  )
+  return abstract, sharding.parameter_shardings(abstract, axes, mesh)
+
+
+def load_vit(folder: str, tower: vit.VisionTransformer, mesh: Mesh, dtype: str) -> Any:
+  """Reads the encoder's weights onto the mesh."""
+  return model_directory.load(folder, "vit", *vit_shapes(tower, mesh), dtype)
+
+
+def load_whitening(folder: str, mesh: Mesh, dim: int) -> Whitening:
+  """Reads the whitening buffer of a small encoder of width `dim`."""
+  shapes = {
+    "mean": jax.ShapeDtypeStruct((dim,), jnp.float32),
+    "matrix": jax.ShapeDtypeStruct((dim, dim), jnp.float32),
+  }
+  whole = sharding.replicated(mesh)
+  return Whitening(**model_directory.load(folder, "whitening", shapes, whole))
+
+
+def patch_features(tower: vit.VisionTransformer, frozen: Any, images: jax.Array):
+  """Raw patch features float[B, P, D] of u8[B, H, W, 3] pictures, without gradient."""
+  features = tower.apply({"params": frozen["vit"]}, vit.normalize(images))
+  return jax.lax.stop_gradient(features[:, 1:])
+
+
+features = jax.jit(patch_features, static_argnames="tower")

@@ -1,0 +1,1 @@
+"""The toy world: scenes, digits, their texts, and everything that reads them back."""

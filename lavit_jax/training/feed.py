@@ -1,0 +1,262 @@
+"""From the host's feed to device arrays: each host loads the rows its devices hold."""
+
+import collections
+import concurrent.futures
+import contextlib
+import itertools
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from lavit_jax.core import sharding
+from lavit_jax.core.vocabulary import Vocabulary
+from lavit_jax.data import pack_plan, pipeline, plan_files, records, rows
+from lavit_jax.data.text import TextTokenizer
+
+Batch = dict[str, jax.Array]
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+  """Rows of the global batch that this host's devices hold, in order.
+
+  Hosts whose devices share a row (tensor or sequence axes across hosts) all load it.
+  """
+  indices = sharding.batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return sorted(
+    {row for (rows,) in indices.values() for row in range(batch_size)[rows]}
+  )
+
+
+def place(
+  batch: dict[str, np.ndarray], local: list[int], size: int, mesh: Mesh
+) -> Batch:
+  """Makes global arrays of `size` rows from the rows that this host has loaded."""
+  spread = sharding.batch_sharding(mesh)
+  at = {row: i for i, row in enumerate(local)}
+
+  def array(value: np.ndarray) -> jax.Array:
+    def piece(index):
+      first = at[index[0].indices(size)[0]]
+      return value[first : first + len(range(size)[index[0]])]
+
+    return jax.make_array_from_callback((size, *value.shape[1:]), spread, piece)
+
+  return {name: array(value) for name, value in batch.items()}
+
+
+def own_rows(mesh: Mesh, batch_size: int) -> set[int]:
+  """Rows that this host answers for: of the hosts that load a row, the lowest does."""
+  indices = sharding.batch_sharding(mesh).devices_indices_map((batch_size,))
+  lowest = {}
+  for device, (held,) in indices.items():
+    for row in range(batch_size)[held]:
+      lowest[row] = min(lowest.get(row, device.process_index), device.process_index)
+  return {row for row, process in lowest.items() if process == jax.process_index()}
+
+
+class DeviceFeed:
+  """Shuffled batches without end, on the devices: yields (batch, position after it).
+
+  One thread stacks and places batches ahead of their use, others read the rows: the
+  training thread only takes what is ready, or waits.
+  """
+
+  def __init__(self, host: pipeline.RowFeed, mesh: Mesh, ahead: int = 2):
+    """Starts the feed.
+
+    Args:
+      host: rows of this host, `local_rows` of the mesh.
+      mesh: the mesh.
+      ahead: batches held on the devices beside the one in use.
+    """
+    self._host, self._mesh, self._ahead = host, mesh, ahead
+    self._own = own_rows(mesh, host.batch_size)
+    self._loader = concurrent.futures.ThreadPoolExecutor(1)
+    self._loading, self._told = collections.deque(), set()
+    self._waited, self._replaced, self._batches = 0.0, 0, 0
+
+  def _load(self) -> tuple[Batch, int, int]:
+    """Takes a batch of the host: batch, position, replacements so far in own rows."""
+    host = self._host
+    batch, position = next(host)
+    for reason in host.bad.keys() - self._told:
+      self._told.add(reason)
+      logging.warning("replaced, %d by now: %s", host.bad.total(), reason)
+    replaced = sum(n for row, n in host.bad_rows.items() if row in self._own)
+    placed = place(batch, list(host.local_rows), host.batch_size, self._mesh)
+    return placed, position, replaced
+
+  def __iter__(self) -> Iterator[tuple[Batch, int]]:
+    return self
+
+  def __next__(self) -> tuple[Batch, int]:
+    started = time.monotonic()
+    while len(self._loading) <= self._ahead:
+      self._loading.append(self._loader.submit(self._load))
+    batch, position, self._replaced = self._loading.popleft().result()
+    self._waited += time.monotonic() - started
+    self._batches += 1
+    return batch, position
+
+  def figures(self) -> dict[str, float]:
+    """Metrics; with several hosts all must ask at the same step.
+
+    Returns:
+      Seconds that a step waited for its batch, the mean since last asked and the worst
+      of all hosts; documents and rows replaced because they were bad, since the feed
+      started, on all hosts.
+    """
+    found = np.array([self._waited / max(self._batches, 1), self._replaced])
+    self._waited, self._batches = 0.0, 0
+    if jax.process_count() > 1:
+      found = multihost_utils.process_allgather(found)
+    waits, replaced = found.reshape(-1, 2).T
+    return {"data_wait": float(waits.max()), "replaced": float(replaced.sum())}
+
+  def close(self) -> None:
+    """Stops reading ahead."""
+    self._loader.shutdown(cancel_futures=True)
+    self._host.close()
+
+
+def device_batches(
+  source: Any, config: ml_collections.ConfigDict, mesh: Mesh, position: int
+) -> DeviceFeed:
+  """Starts the feed of a stage.
+
+  Args:
+    source: random-access source of dicts of numpy arrays.
+    config: stage config; gives batch size, shuffle seed and reader threads.
+    mesh: the mesh.
+    position: rows already used.
+
+  Returns:
+    The feed, from that position on.
+  """
+  size = config.batch_size
+  rows, threads = local_rows(mesh, size), config.data_threads
+  host = pipeline.RowFeed(
+    source, size, config.data.shuffle_seed, rows, position, threads
+  )
+  return DeviceFeed(host, mesh)
+
+
+def record_ids(
+  source: Any, config: ml_collections.ConfigDict, position: int
+) -> list[str]:
+  """Record ids of the batch that begins at a position in rows."""
+  order = pipeline.order(source, config.data.shuffle_seed)
+  rows = range(position, position + config.batch_size)
+  return [name for row in rows for name in source.ids(int(order[row]))]
+
+
+def check_held_out(source: Any, config: ml_collections.ConfigDict) -> None:
+  """Refuses a held-out set that does not fill one batch."""
+  if len(source) < config.batch_size:
+    raise ValueError(
+      f"evaluation needs at least one batch of {config.batch_size} held-out examples,"
+      f" got {len(source)} in {config.data.eval}; prepare more or lower"
+      " config.batch_size"
+    )
+
+
+def fixed_batches(
+  source: Any, config: ml_collections.ConfigDict, mesh: Mesh
+) -> Iterator[Batch]:
+  """The first `eval_batches` batches of a source in its own order, always the same."""
+  size = config.batch_size
+  local = local_rows(mesh, size)
+  for number in range(min(config.eval_batches, len(source) // size)):
+    items = [pipeline.read(source, number * size + row)[0] for row in local]
+    yield place(pipeline.stack(items), local, size, mesh)
+
+
+def first_batches(batches: DeviceFeed, count: int) -> Iterator[Batch]:
+  """The first batches of a feed, which is closed afterwards."""
+  with contextlib.closing(batches):
+    for batch, _ in itertools.islice(batches, count):
+      yield batch
+
+
+def packed_rows(
+  folder: str,
+  config: ml_collections.ConfigDict,
+  words: Vocabulary,
+  tokenizer: TextTokenizer,
+  image_size: int,
+  checksum: str,
+  num_rows: int,
+  prompt_drop: float,
+) -> rows.Rows:
+  """Plans the rows of a prepared and tokenized folder.
+
+  Args:
+    folder: prepared shards, with the sidecar below `codes`.
+    config: stage config; `data` gives row length, image slots, mixture and drop.
+    words: the joint vocabulary.
+    tokenizer: the text tokenizer that the sidecar must have used.
+    image_size: side of the pictures.
+    checksum: checksum of the visual tokenizer that the sidecar must have used.
+    num_rows: rows to plan, 0 for one epoch of every source.
+    prompt_drop: share of drawings that lose their text.
+
+  Returns:
+    The rows, by position.
+  """
+  prepared = records.Records(folder)
+  sidecar = records.Sidecar(f"{folder}/codes")
+  records.check_sidecar(sidecar.manifest, checksum)
+  made_with = sidecar.manifest["text_tokenizer"]
+  if made_with != tokenizer.checksum:
+    raise ValueError(
+      f"expected a sidecar of the text tokenizer {tokenizer.checksum[:16]}, got one of"
+      f" {made_with[:16]} in {folder}/codes; run python -m lavit_jax.tokenize again"
+    )
+  plan = _stored_plan(prepared, sidecar, config, num_rows, prompt_drop)
+  return rows.Rows(
+    plan, prepared, sidecar, plan.row_length, plan.images_per_row, image_size, words
+  )
+
+
+def _stored_plan(prepared, sidecar, config, num_rows, prompt_drop):
+  """The plan beside the codes; of several hosts the first makes it."""
+  data, folder = config.data, sidecar.folder
+  settings = dict(
+    weights=dict(data.mixture),
+    seed=config.seed,
+    rows=num_rows,
+    row_length=data.row_length,
+    images_per_row=data.images_per_row,
+    epochs=data.plan_epochs,
+    uncond_fraction=prompt_drop,
+    long_pairs=data.long_pairs,
+  )
+  facts = {"settings": settings, "lengths": sidecar.manifest}
+  if not os.access(folder, os.W_OK):  # a data set that others share read-only
+    folder = pathlib.Path(tempfile.gettempdir()) / "lavit_jax_plans"
+
+  def make():
+    return pack_plan.plan_windows(
+      sidecar.lengths, **settings, name=lambda record: prepared[record]["id"]
+    )
+
+  def find():
+    return plan_files.find_or_make(folder, facts, make)
+
+  if jax.process_count() > 1:
+    if jax.process_index() == 0:
+      find()
+    multihost_utils.sync_global_devices("pack plan")
+  plan = find()
+  logging.info("pack plan in %s: %s", folder, pack_plan.summary(plan))
+  return plan

@@ -1,0 +1,109 @@
+"""The pod scripts print the exact commands; every script is clean for shellcheck."""
+
+import pathlib
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PLACE = ["--zone=us-east5-a", "--project=mine"]
+TRAIN = ["--", "--config=configs/pretrain.py:7b", "--workdir=gs://bucket/run"]
+TAIL = "--zone=us-east5-a --project=mine"
+
+
+def call(script, *arguments):
+  command = ["bash", str(ROOT / "launch/pod" / script), *arguments]
+  return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def printed(script, *arguments):
+  done = call(script, "--dry_run", *PLACE, *arguments)
+  assert done.returncode == 0, done.stderr
+  return done.stdout.splitlines()
+
+
+def test_scripts_are_clean():
+  scripts = [*ROOT.glob("launch/**/*.sh"), ROOT / ".ci/run"]
+  command = ["shellcheck", "--external-sources", *map(str, scripts)]
+  done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+  assert len(scripts) > 9 and done.returncode == 0, done.stdout
+
+
+def test_create_asks_for_one_slice():
+  assert printed("create.sh", "--pod=v5p-128") == [
+    "gcloud compute tpus queued-resources create lavit --node-id=lavit"
+    f" --accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5 {TAIL}"
+  ]
+
+
+def test_create_asks_for_spot_slices():
+  asked = printed("create.sh", "--pod=v6e-256", "--slices=2", "--spot", "--name=big")
+  assert asked == [
+    "gcloud compute tpus queued-resources create big --node-count=2 --node-prefix=big"
+    f" --accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e {TAIL} --spot"
+  ]
+
+
+def test_run_gives_every_slice_the_same_command():
+  lines = printed("run.sh", "--slices=2", *TRAIN, "--config.mesh.fsdp=32")
+  inside = (
+    "cd lavit_jax && . launch/environment.sh && enter_environment tpu && python -m"
+    " lavit_jax.train --config=configs/pretrain.py:7b --workdir=gs://bucket/run"
+    " --config.mesh.fsdp=32"
+  )
+  assert lines == [
+    f"gcloud compute tpus tpu-vm ssh lavit-{slice} --worker=all {TAIL}"
+    f" '--command={inside}'"
+    for slice in range(2)
+  ]
+
+
+def test_setup_copies_what_is_committed():
+  lines = printed("setup.sh")
+  assert lines[1].startswith("git archive --format=tar.gz")
+  assert lines[2].endswith(f"lavit:lavit_jax.tar.gz --worker=all {TAIL}")
+  assert "enter_environment tpu" in lines[3] and len(lines) == 4
+
+
+def test_watch_creates_trains_and_starts_again():
+  lines = printed("watch.sh", "--pod=v5p-128", "--spot", *TRAIN)
+  verbs = [line.split(" ")[:5] for line in lines]
+  states = [line for line in lines if line.startswith("# when")]
+  assert [line.split()[-1] for line in states] == ["NONE", "ACTIVE", "SUSPENDED"]
+  assert ["gcloud", "compute", "tpus", "queued-resources", "create"] in verbs
+  assert ["gcloud", "compute", "tpus", "queued-resources", "delete"] in verbs
+  assert lines[-1] == "gcloud storage ls gs://bucket/run/model/manifest.json"
+
+
+def test_delete_gives_all_slices_back():
+  (line,) = printed("delete.sh", "--name=big")
+  expected = f"gcloud compute tpus queued-resources delete big {TAIL} --force --quiet"
+  assert line == expected
+
+
+def test_kubernetes_runs_the_same_command():
+  (line,) = printed("gke.sh", "--pod=v5p-128", "--slices=2", *TRAIN)
+  assert line.startswith("xpk workload create --cluster=lavit --workload=lavit")
+  assert "--num-slices=2" in line and "lavit_jax.train --config=configs/" in line
+
+
+@pytest.mark.parametrize(
+  "script, arguments, message",
+  [
+    ("create.sh", PLACE, "expected --pod, e.g. --pod=v5p-128, got none"),
+    ("create.sh", ["--pod=v5p-8"], "expected --zone and --project, got zone ''"),
+    ("create.sh", [*PLACE, "--pod=a100-8"], "expected --pod as v4-N, v5litepod-N"),
+    ("run.sh", PLACE, "expected the arguments of train after --, got none"),
+    ("run.sh", ["--nodes=2"], "got --nodes=2; see launch/pod/common.sh"),
+    ("setup.sh", [*PLACE, "--slices=0"], "--slices as a whole number from 1, got '0'"),
+    (
+      "watch.sh",
+      [*PLACE, "--pod=v4-8", "--", "--workdir=runs/a"],
+      "gs://BUCKET/FOLDER",
+    ),
+  ],
+)
+def test_mistakes_end_in_one_sentence(script, arguments, message):
+  done = call(script, "--dry_run", *arguments)
+  assert done.returncode != 0 and message in done.stderr
+  assert done.stderr.count("\n") == 1 and not done.stdout

@@ -1,0 +1,99 @@
+import types
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import toy_shards
+
+from lavit_jax.core import sharding
+from lavit_jax.data import pack_plan, pipeline, records
+from lavit_jax.training import feed
+
+MIXTURE = {"caption": 0.5, "text_image": 0.3, "text": 0.2}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  toy_shards.write(tmp_path, count=24, bad=(4,))
+  (tmp_path / "sidecar").rename(tmp_path / "records" / "codes")
+  return tmp_path / "records"
+
+
+def config(**data):
+  fields = dict(mixture=MIXTURE, row_length=48, images_per_row=0, plan_epochs=1.0)
+  fields |= dict(long_pairs="refuse", shuffle_seed=1) | data
+  return ml_collections.ConfigDict(
+    dict(seed=0, batch_size=8, data_threads=2, eval_batches=3, data=fields)
+  )
+
+
+def packed(folder, some, rows=40):
+  tokenizer = types.SimpleNamespace(checksum="def")
+  size, words = toy_shards.SIZE, toy_shards.VOCABULARY
+  return feed.packed_rows(str(folder), some, words, tokenizer, size, "abc", rows, 0.1)
+
+
+def test_a_plan_is_made_once_and_read_by_every_later_start(folder, monkeypatch):
+  first = packed(folder, config()).plan
+  assert len(list((folder / "codes").glob("plan-*"))) == 1
+  with monkeypatch.context() as patch:
+    patch.setattr(pack_plan, "plan_windows", None)  # planning again would fail
+    again = packed(folder, config()).plan
+  np.testing.assert_array_equal(first.documents, again.documents)
+  for changed in (config(row_length=64), config(mixture={"caption": 1.0})):
+    packed(folder, changed)
+  packed(folder, config(), rows=0)
+  assert len(list((folder / "codes").glob("plan-*"))) == 4
+
+
+def test_plan_of_a_data_set_that_cannot_be_written(folder, monkeypatch, tmp_path):
+  monkeypatch.setattr(feed.os, "access", lambda path, mode: False)
+  monkeypatch.setattr(feed.tempfile, "gettempdir", lambda: str(tmp_path))
+  packed(folder, config())
+  assert not list((folder / "codes").glob("plan-*"))
+  assert len(list((tmp_path / "lavit_jax_plans").glob("plan-*"))) == 1
+
+
+def test_device_feed_counts_replacements_and_waits(folder):
+  source, mesh = packed(folder, config()), sharding.make_mesh({"fsdp": -1})
+  host = pipeline.RowFeed(source, 8, seed=1)
+  expected = [next(host) for _ in range(5)]
+  host.close()
+  batches = feed.device_batches(source, config(), mesh, 0)
+  for (arrays, position), (batch, after) in zip(expected, batches):
+    assert after == position
+    for name, value in arrays.items():
+      assert isinstance(batch[name], jax.Array)
+      np.testing.assert_array_equal(batch[name], value)
+  figures = batches.figures()
+  assert figures["data_wait"] > 0 and figures["replaced"] == host.bad.total() > 0
+  assert batches.figures()["data_wait"] == 0  # the mean is of the time since
+  batches.close()
+  again = feed.device_batches(source, config(), mesh, expected[2][1])
+  batch, _ = next(again)
+  np.testing.assert_array_equal(batch["tokens"], expected[3][0]["tokens"])
+  again.close()
+
+
+def test_bad_held_out_pictures_are_replaced(folder):
+  prepared = records.Records(folder)
+  source = pipeline.RecordImages(prepared, toy_shards.SIZE)
+  mesh = sharding.make_mesh({"fsdp": -1})
+  batches = list(feed.fixed_batches(source, config(), mesh))
+  shown = np.concatenate([batch["image"] for batch in batches])[:, 0, 0, 0]
+  assert shown.tolist() == [0, 1, 2, 5, 5, 6, 8, 9, 10, 12, 13, 14, 16, 17, 18, 20]
+
+
+def test_errors_reach_the_training_thread(folder):
+  class Broken:
+    def __len__(self):
+      return 8
+
+    def __getitem__(self, index):
+      raise OSError("the disk is gone")
+
+  batches = feed.device_batches(Broken(), config(), sharding.make_mesh({"fsdp": -1}), 0)
+  with pytest.raises(OSError, match="disk is gone"):
+    next(batches)
+  batches.close()

@@ -1,0 +1,65 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import test_report
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def quickstart(workdir, *flags):
+  """Runs the command as a user does: elsewhere, on one device."""
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  return subprocess.run(
+    [sys.executable, "-m", "lavit_jax.quickstart", f"--workdir={workdir}", *flags],
+    cwd=workdir.parent,
+    env=environment | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("quickstart") / "run"
+  done = quickstart(folder, "--smoke")
+  assert done.returncode == 0, done.stderr[-3000:]
+  return folder, done
+
+
+def test_smoke_run_goes_through_everything(finished):
+  folder, done = finished
+  facts = test_report.check_report(folder)
+  names = ("contrastive", "visual_tokenizer", "tokenize", "pixel_decoder")
+  names += ("pretrain", "evaluate")
+  assert [line.split()[0] for line in done.stdout.splitlines()] == [
+    "prepare", *names, "report:",
+  ]  # fmt: skip
+  assert all(facts["seconds"][name] > 0 for name in names)
+  assert 0 < facts["kept_share"]["value"] <= 1
+  assert facts["novel_caption_color_shape"]["chance"] == 1 / 48
+  assert "random_mask" in facts["object_patch_cosine"]
+  assert "other_picture" in facts["answer_accuracy"]
+  stages = facts["stages"]
+  assert stages["pretrain"]["config"]["num_steps"] == stages["pretrain"]["steps"]
+
+
+def test_finished_parts_are_skipped_and_keep_their_time(finished):
+  folder, _ = finished
+  before = json.loads((folder / "report.json").read_text())["seconds"]
+  done = quickstart(folder, "--smoke")
+  assert done.returncode == 0, done.stderr[-3000:]
+  after = json.loads((folder / "report.json").read_text())["seconds"]
+  for name in before.keys() - {"evaluate", "total"}:
+    assert after[name] == before[name]
+  assert done.stdout.count("done earlier") == 6
+
+
+def test_another_size_is_refused(finished):
+  folder, _ = finished
+  refused = quickstart(folder)
+  assert refused.returncode == 1 and "--smoke" in refused.stderr
+  assert "Traceback" not in refused.stderr
