@@ -27,9 +27,9 @@ from PIL import Image
 
 from lavit_jax.core import sharding, vocabulary
 from lavit_jax.data import images, mixture, pack_plan, pipeline, records, rows
-from lavit_jax.models import vit
-from lavit_jax.stages import base, pretrain
-from lavit_jax.training import feed, optimizer, train_state
+from lavit_jax.models import lavit, vit
+from lavit_jax.stages import pretrain
+from lavit_jax.training import base, feed, optimizer, train_state
 
 LENGTH, PATCHES, PICTURES, ROWS = 1200, 256, 400, 60
 MIXTURE = {"caption": 0.5, "text_image": 0.5}
@@ -131,7 +131,7 @@ def make_state(mesh):
   blank = jnp.zeros((1, 224, 224, 3))
   tree = train_state.unboxed_init(lambda key: tower.init(key, blank))(jax.random.key(1))
   tx = optimizer.make(optimizer.default_config(), 100)
-  init = pretrain.init_function(model, PATCHES)
+  init = lavit.init_function(model, PATCHES)
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   step = pretrain.make_step(model, tower, tx, WORDS, 1, 1)
 

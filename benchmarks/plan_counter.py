@@ -13,7 +13,7 @@ import optax
 from lavit_jax.core import losses, sequence, sharding
 from lavit_jax.models import llama
 from lavit_jax.planning import cost, programs, topology
-from lavit_jax.stages import base
+from lavit_jax.training import base
 
 WORDS, PADDED, LENGTH, LAYERS = 48_386, 48_512, 2048, 2
 

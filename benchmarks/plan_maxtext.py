@@ -22,8 +22,7 @@ from configs import pretrain as pretrain_config
 from lavit_jax.core import losses, sequence, sharding
 from lavit_jax.models import llama
 from lavit_jax.planning import compiling, cost, programs, roofline, topology
-from lavit_jax.stages import base
-from lavit_jax.training import optimizer
+from lavit_jax.training import base, optimizer
 
 MAXTEXT = flags.DEFINE_string("maxtext", None, "Python of MaxText's environment.")
 WORK = flags.DEFINE_string("work", "/tmp/plan_maxtext", "Folder for the programs.")

@@ -28,10 +28,7 @@ from PIL import Image
 from lavit_jax.generate import pixels
 from lavit_jax.inference import jobs, ranking, sheet
 from lavit_jax.inference.api import LaVIT
-from lavit_jax.toy import scenes
 
-CELL = 16  # pixels per patch in the pictures of read patches
-BACKGROUND_RGB = (128, 128, 128)
 PIXELS_NOTE = "visual codes and features only: this model has no pixel decoder"
 CHECKER_NOTE = "image checker: off, a model directory has no weights for one"
 
@@ -179,22 +176,23 @@ def _write_features(model: LaVIT, codes, labels: list[str], folder: str) -> None
   target = pathlib.Path(folder)
   target.mkdir(parents=True, exist_ok=True)
   features = model.decode_features(codes)
-  colors = model.read_patches(features)["color"] if model.has_words else None
+  painted = _painted(model, features)
   print(PIXELS_NOTE)
   for i, (own, label) in enumerate(zip(codes, labels)):
     path = target / f"{i:04d}.npz"
     np.savez(path, codes=own, features=features[i], source=label)
-    if colors is not None:
-      Image.fromarray(patch_picture(colors[i])).save(path.with_suffix(".png"))
+    if painted:
+      Image.fromarray(painted[i]).save(path.with_suffix(".png"))
     print(f"{path}: {len(own)} codes, {label}")
 
 
-def patch_picture(colors: np.ndarray) -> np.ndarray:
-  """Paints color words str[P] of a square grid: uint8[H, W, 3], background grey."""
-  side = round(len(colors) ** 0.5)
-  cells = [scenes.RGB.get(str(color), BACKGROUND_RGB) for color in colors]
-  grid = np.array(cells, np.uint8).reshape(side, side, 3)
-  return grid.repeat(CELL, axis=0).repeat(CELL, axis=1)
+def _painted(model: LaVIT, features: np.ndarray) -> list[np.ndarray]:
+  """What word heads read from patches, as pictures; none without such heads."""
+  if not model.has_words:
+    return []
+  from lavit_jax.toy import patch_words  # the toy world's words, asked for by its model
+
+  return patch_words.paint(model, features)
 
 
 def main(argv: list[str]) -> None:

@@ -29,7 +29,6 @@ from PIL import Image
 from lavit_jax.core import sharding
 from lavit_jax.planning import programs, topology
 from lavit_jax.stages import (
-  base,
   contrastive,
   finetune,
   pixel_decoder,
@@ -38,6 +37,7 @@ from lavit_jax.stages import (
   visual_tokenizer,
 )
 from lavit_jax.training import (
+  base,
   checkpoint,
   code_version,
   compile_cache,
@@ -51,6 +51,7 @@ from lavit_jax.training import (
   timing,
   watchdog,
 )
+from lavit_jax.weights import model_directory
 
 STAGES = {
   "contrastive": contrastive.build,
@@ -240,7 +241,7 @@ def _observer(config, stage: base.Stage, writer, folder) -> Callable[[Any, int],
   """Makes the evaluation: held-out figures and pictures of a state at a step."""
   shown = None
   if config.stage == "pretrain" and jax.process_count() == 1:
-    shown = samples.make(config, stage.mesh)
+    shown = samples.make(config, stage.mesh, _patch_painter(config.init_from))
 
   def look(state, step: int) -> dict[str, float]:
     with jax.set_mesh(stage.mesh):
@@ -259,6 +260,15 @@ def _observer(config, stage: base.Stage, writer, folder) -> Callable[[Any, int],
     return figures
 
   return look
+
+
+def _patch_painter(folder: str) -> samples.PatchPainter | None:
+  """How drawn patches are shown, where stage 0 left word heads that read them."""
+  if "clip" not in model_directory.read_manifest(folder)["parts"]:
+    return None
+  from lavit_jax.toy import patch_words  # the toy world's words, asked for by its model
+
+  return patch_words.paint
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -15,10 +15,11 @@ from configs import visual_tokenizer as visual_tokenizer_config
 from lavit_jax import prepare
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import documents, rows
-from lavit_jax.models import vit
+from lavit_jax.models import lavit, vit
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.models.whitening import Whitening
-from lavit_jax.stages import base, pretrain
+from lavit_jax.stages import pretrain
+from lavit_jax.training import base
 from lavit_jax.weights import model_directory
 
 # Eight heads and widths of their own, so that every mesh divides them and an array's
@@ -106,7 +107,7 @@ def language_model(config=None, words: Vocabulary = WORDS):
 def language_params() -> dict:
   """Random parameters of LLaMA, stage-2 merger and projection."""
   model = language_model()
-  boxed = jax.eval_shape(pretrain.init_function(model, PATCHES), jax.random.key(0))
+  boxed = jax.eval_shape(lavit.init_function(model, PATCHES), jax.random.key(0))
   tree = base.train_state.linear.split_boxes(boxed["params"])[0]
   return random_tree(tree, 3)
 

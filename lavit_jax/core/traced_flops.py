@@ -11,13 +11,13 @@ is what MFU means, of a plan as of a run: nothing is counted twice because it wa
 kept, and attention counts in full, without what masks or segments let a kernel skip.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jax.interpreters import partial_eval
-
-from lavit_jax.core import products
 
 # Where `jax.checkpoint` puts what it computes again.
 AGAIN = "rematted_computation"
@@ -109,7 +109,7 @@ def _convolution(equation: Any) -> float:
     params["lhs_dilation"],
     params["rhs_dilation"],
   )
-  pairs = math.prod(products.pairs_on_data(*step) for step in steps)
+  pairs = math.prod(pairs_on_data(*step) for step in steps)
   depth = kernel[numbers.rhs_spec[1]]  # already per feature group
   batch, features = (out[axis] for axis in numbers.out_spec[:2])
   return 2.0 * pairs * batch * features * depth
@@ -126,3 +126,18 @@ def _inner(params: dict[str, Any]) -> list[Any]:
       if hasattr(one, "eqns"):
         found.append(one)
   return found
+
+
+@functools.cache
+def pairs_on_data(
+  window: int, outputs: int, inputs: int, stride: int, pad: int, spread: int, gap: int
+) -> int:
+  """Pairs of output position and window tap that fall on data, not on padding."""
+  extent = (inputs - 1) * spread + 1
+  taps = np.arange(window) * gap - pad
+  count = 0
+  for start in range(0, outputs, 1024):
+    rows = np.arange(start, min(start + 1024, outputs))[:, None] * stride
+    place = rows + taps
+    count += int(((place >= 0) & (place < extent) & (place % spread == 0)).sum())
+  return count

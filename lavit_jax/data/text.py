@@ -19,6 +19,7 @@ from lavit_jax.core import vocabulary
 SPECIALS = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2
 ALPHABET = string.ascii_letters + string.digits + string.punctuation
 FILES = ("tokenizer.json", "tokenizer.model")
+QUESTION = "Question: {} Answer:"  # the reference's prompt (paper section 4.1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,14 +22,13 @@ from PIL import Image
 
 from lavit_jax.core import sharding
 from lavit_jax.data import items
+from lavit_jax.data.text import QUESTION
 from lavit_jax.generate import engine, pixels, tasks
 from lavit_jax.generate import prompts as layouts
 from lavit_jax.generate.beam import Beams
 from lavit_jax.generate.logits import Settings
 from lavit_jax.inference import batching, language, pictures, pixel_parts, tokenizing
 from lavit_jax.inference.pictures import Picture
-from lavit_jax.toy import patch_words
-from lavit_jax.toy.scene_texts import QUESTION
 from lavit_jax.weights import model_directory
 
 # A text, or texts and pictures in the order in which the model should see them.
@@ -37,7 +36,7 @@ Prompt = str | Sequence[Picture]
 
 
 class LaVIT:
-  """A model directory, loaded; the language side and the word heads when first used."""
+  """A model directory, loaded; the language side when first used."""
 
   def __init__(
     self,
@@ -90,7 +89,7 @@ class LaVIT:
 
   @property
   def has_words(self) -> bool:
-    """True when the model can name what a patch shows (`read_patches`)."""
+    """True when stage 0 left heads that name what a patch shows."""
     return "clip" in model_directory.read_manifest(self.folder)["parts"]
 
   def tokenize(self, images: Picture | Sequence[Picture]) -> list[dict[str, Any]]:
@@ -249,7 +248,7 @@ class LaVIT:
     if not codes:
       return []
     features = self._decode(pixel_parts.coder_of(self.coder, decoder), codes)
-    found = self._in_chunks(run, features, np.array(names, np.uint32))
+    found = self.in_chunks(run, features, np.array(names, np.uint32))
     checked = pictures.blanked(found, self.image_checker)
     return [Image.fromarray(picture) for picture in checked]
 
@@ -273,24 +272,7 @@ class LaVIT:
     run = functools.partial(tokenizing.decode_codes, coder)
     if not len(codes):
       return np.zeros((0, size, self.coder.model.embed_dim), np.float32)
-    return self._in_chunks(run, packed, lengths)
-
-  def read_patches(self, features: np.ndarray) -> dict[str, np.ndarray]:
-    """Names what patches show, with the word heads of stage 0.
-
-    Args:
-      features: float[n, P, D] raw or reconstructed patch features.
-
-    Returns:
-      "color" str[n, P], "background" where nothing is, and "shape" str[n, P], empty
-      there.
-    """
-    run = functools.partial(patch_words.most_probable, self._word_heads)
-    return patch_words.names(self._in_chunks(run, np.asarray(features)))
-
-  @functools.cached_property
-  def _word_heads(self):
-    return patch_words.load(self.folder, self.coder.tower.embed_dim, self.mesh)
+    return self.in_chunks(run, packed, lengths)
 
   def _prompt_ids(self, prompt: Prompt) -> list[int]:
     """Ids of a prompt; a picture is its bare codes, without marks (reference, 8)."""
@@ -307,7 +289,7 @@ class LaVIT:
       return []
     names = np.array([items.noise_id(p) for p in pixels], np.uint32)
     run = functools.partial(tokenizing.encode_pictures, self.coder)
-    found = self._in_chunks(run, pixels, names)
+    found = self.in_chunks(run, pixels, names)
     return [
       {"codes": codes[keep], "keep": keep}
       for codes, keep in zip(found.codes, found.keep, strict=True)
@@ -377,7 +359,7 @@ class LaVIT:
   def _vectors(self, shown) -> engine.Vectors:
     return functools.partial(language.vectors, self.language, self.coder, shown)
 
-  def _in_chunks(self, function, *arrays: np.ndarray) -> Any:
+  def in_chunks(self, function, *arrays: np.ndarray) -> Any:
     """Applies a batched function to padded chunks of at least one row."""
     with jax.set_mesh(self.mesh):
       return batching.in_batches(function, self.batch_size, *arrays)

@@ -4,12 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
 from lavit_jax.data import text
-from lavit_jax.models import vit
-from lavit_jax.models.whitening import Whitening
+from lavit_jax.models import vit, whitening
 from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
 
@@ -60,14 +60,14 @@ def load_vit(folder: str, tower: vit.VisionTransformer, mesh: Mesh, dtype: str) 
   return model_directory.load(folder, "vit", *vit_shapes(tower, mesh), dtype)
 
 
-def load_whitening(folder: str, mesh: Mesh, dim: int) -> Whitening:
+def load_whitening(folder: str, mesh: Mesh, dim: int) -> whitening.Whitening:
   """Reads the whitening buffer of a small encoder of width `dim`."""
   shapes = {
     "mean": jax.ShapeDtypeStruct((dim,), jnp.float32),
     "matrix": jax.ShapeDtypeStruct((dim, dim), jnp.float32),
   }
   whole = sharding.replicated(mesh)
-  return Whitening(**model_directory.load(folder, "whitening", shapes, whole))
+  return whitening.Whitening(**model_directory.load(folder, "whitening", shapes, whole))
 
 
 def patch_features(tower: vit.VisionTransformer, frozen: Any, images: jax.Array):
@@ -77,3 +77,12 @@ def patch_features(tower: vit.VisionTransformer, frozen: Any, images: jax.Array)
 
 
 features = jax.jit(patch_features, static_argnames="tower")
+
+
+def merger_inputs(
+  tower: vit.VisionTransformer, frozen: Any, images: jax.Array
+) -> jax.Array:
+  """Merger inputs float[B*M, P, C] of u8[B, M, H, W, 3] pictures, without gradient."""
+  flat = rearrange(images, "b m h w c -> (b m) h w c")
+  features = patch_features(tower, frozen, flat)
+  return whitening.whiten(frozen.get("whitening"), features)

@@ -10,7 +10,6 @@ import functools
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,7 +19,6 @@ from lavit_jax.data import text
 from lavit_jax.generate import serving
 from lavit_jax.inference import frozen_parts, tokenizing
 from lavit_jax.models import lavit, vit
-from lavit_jax.stages import pretrain
 from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
 
@@ -71,11 +69,8 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
     for name, n in sizes.items()
     if name not in VOCABULARY_FIELDS
   }
-  config = ml_collections.ConfigDict(
-    dict(model=own, dtype=dtype, remat="none", unroll=1)
-  )
-  model = pretrain.make_model(config, vocabulary, visual)
-  init = pretrain.init_function(model, visual["num_patches"])
+  model = lavit.build(own, visual, vocabulary, dtype)
+  init = lavit.init_function(model, visual["num_patches"])
   abstract, axes = train_state.abstract_params(init)
   spread = sharding.parameter_shardings(abstract, axes, mesh)
   part = lambda tree: {name: tree[name] for name in ("merger", "vit_proj")}
@@ -157,7 +152,7 @@ def picture_inputs(
 
 @functools.partial(jax.jit, static_argnames=("model", "tower"))
 def _picture_inputs(model, tower, params, frozen, images, keep, tokens, index):
-  features = pretrain.image_inputs(tower, frozen, images[:, None])
+  features = frozen_parts.merger_inputs(tower, frozen, images[:, None])
   variables = {"params": params}
   merged = model.apply(variables, features, keep[:, None], method="merge")
   return model.apply(variables, tokens, merged, index, method="embed_row")

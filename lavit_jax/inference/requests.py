@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from lavit_jax.data.text import QUESTION
 from lavit_jax.generate import engine, tasks
 from lavit_jax.generate import prompts as layouts
 from lavit_jax.generate.beam import Beams
 from lavit_jax.generate.logits import Settings
 from lavit_jax.inference import pictures
 from lavit_jax.inference.api import LaVIT
-from lavit_jax.toy.scene_texts import QUESTION
 
 MAX_DRAWINGS = 64
 MAX_ASPECT = 50  # of a picture's sides; beyond, squashing leaves nothing to see

@@ -22,7 +22,6 @@ from lavit_jax.core import sharding
 from lavit_jax.inference import frozen_parts
 from lavit_jax.models import codebook, selector, vit, whitening
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
-from lavit_jax.stages import base
 from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
 
@@ -123,7 +122,7 @@ def _encode(tower, model, frozen, images, noise_ids, key):
   inputs = whitening.whiten(frozen.get("whitening"), features)
   variables = {"params": frozen["visual_tokenizer"]}
   log_probs = model.apply(variables, inputs, method="select")
-  noise = base.gumbel(key, noise_ids, model.num_patches)
+  noise = selector.gumbel(key, noise_ids, model.num_patches)
   keep = selector.sample(log_probs, noise)
   z = model.apply(variables, inputs, keep, method="encode")
   codes = codebook.lookup(frozen["codebook"]["embedding"], z)

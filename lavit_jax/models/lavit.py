@@ -9,6 +9,8 @@ share rows and encode some of their pictures each, the merged features are gathe
 once, before places take theirs: a row has fewer patches than places.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,11 @@ from einops import rearrange
 
 from lavit_jax.core import sequence
 from lavit_jax.core.sharding import constrain
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.layers import linear
 from lavit_jax.models import llama, merger
+
+MERGER_FIELDS = ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim")
 
 
 class LaVIT(nn.Module):
@@ -93,3 +98,44 @@ class LaVIT(nn.Module):
     """Touches every parameter, for initialization."""
     hidden = self(tokens, segment_ids, positions, feature_index, features, keep)
     return self.llama.logits(hidden)
+
+
+def build(
+  language: dict[str, Any],
+  visual: dict[str, Any],
+  words: Vocabulary,
+  dtype: str,
+  remat: str = "none",
+  unroll: int = 1,
+) -> LaVIT:
+  """The model of given sizes.
+
+  Args:
+    language: sizes of the language model, as fields of `llama.Llama`.
+    visual: sizes of the visual tokenizer, whose merger is copied.
+    words: the joint vocabulary.
+    dtype: compute dtype.
+    remat: what of a layer is computed again in the backward pass.
+    unroll: layers per scan step.
+  """
+  common = dict(dtype=dtype, remat=remat, unroll=unroll)
+  return LaVIT(
+    llama=llama.Llama(
+      vocab_size=words.size, padded_size=words.padded_size, **language, **common
+    ),
+    merger=merger.Merger(**{name: visual[name] for name in MERGER_FIELDS}, **common),
+    feature_dim=visual["embed_dim"],
+    dtype=dtype,
+  )
+
+
+def init_function(model: LaVIT, num_patches: int):
+  """key -> boxed variables of the whole trainable model."""
+
+  def init(key):
+    ids, keep = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 1, num_patches), bool)
+    features = jnp.zeros((1, num_patches, model.feature_dim))
+    arguments = (ids, ids + 1, ids, ids - 1, features, keep)
+    return model.init(key, *arguments, method="everything")
+
+  return init

@@ -84,3 +84,20 @@ def count_empty(log_probs: jax.Array, gumbel: jax.Array) -> jax.Array:
   noisy = log_probs + gumbel
   kept = noisy[..., 0] >= noisy[..., 1]
   return (~kept.any(axis=1)).sum(dtype=jnp.int32)
+
+
+def gumbel(key: jax.Array, noise_ids: jax.Array, num_patches: int) -> jax.Array:
+  """Selector noise float32[B, P, 2] from one key per picture.
+
+  A picture's noise depends on the key and its own id alone: not on batch, mesh or host.
+
+  Args:
+    key: key of the seed (and step, in training).
+    noise_ids: uint32[B], a checksum of each picture's pixels.
+    num_patches: P.
+  """
+
+  def one(noise_id):
+    return jax.random.gumbel(jax.random.fold_in(key, noise_id), (num_patches, 2))
+
+  return jax.vmap(one)(noise_ids)

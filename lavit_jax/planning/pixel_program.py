@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from lavit_jax.core import sharding
 from lavit_jax.inference import pixel_parts
 from lavit_jax.models import visual_tokenizer
-from lavit_jax.stages import base, pixel_decoder
-from lavit_jax.training import optimizer, train_state
+from lavit_jax.stages import pixel_decoder
+from lavit_jax.training import base, optimizer, train_state
 
 TIME_IDS = 6  # sizes and crop that the SDXL type is told
 

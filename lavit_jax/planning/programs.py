@@ -19,8 +19,9 @@ from lavit_jax.data import mixture
 from lavit_jax.inference import frozen_parts
 from lavit_jax.models import llama, visual_tokenizer, vit
 from lavit_jax.planning import pixel_program
-from lavit_jax.stages import adapters, base, contrastive, finetune, pretrain
+from lavit_jax.stages import adapters, contrastive, finetune, pretrain
 from lavit_jax.stages import visual_tokenizer as stage_1
+from lavit_jax.training import base
 
 # Mean tokens of one image-text document for the choice of image slots: kept patches of
 # LAION pictures as the paper reports them, a caption, [IMG], [/IMG] and the end.

@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from lavit_jax.core import losses, sharding
 from lavit_jax.data import items, pipeline, records, text
 from lavit_jax.models import clip, vit, whitening
-from lavit_jax.stages import base, warm_start
-from lavit_jax.training import feed, optimizer
+from lavit_jax.stages import warm_start
+from lavit_jax.training import base, feed, optimizer
 from lavit_jax.weights import model_directory
 
 

@@ -21,9 +21,9 @@ from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import joined
 from lavit_jax.inference import frozen_parts, tokenizing
-from lavit_jax.models import vit
-from lavit_jax.stages import adapters, base, pretrain, warm_start
-from lavit_jax.training import feed, optimizer, train_state
+from lavit_jax.models import lavit, vit
+from lavit_jax.stages import adapters, pretrain, warm_start
+from lavit_jax.training import base, feed, optimizer, train_state
 from lavit_jax.weights import model_directory, part
 
 # Which part of a model directory holds a module of the language side.
@@ -63,7 +63,7 @@ def assemble(
   """Makes model, state and step; arguments as `pretrain.assemble`."""
   pretrain.check_mesh(config, mesh, tower, sizes)
   model = pretrain.make_model(config, words, sizes)
-  everything = pretrain.init_function(model, sizes["num_patches"])
+  everything = lavit.init_function(model, sizes["num_patches"])
   abstract, axes = train_state.abstract_params(everything)
   spread = adapters.flat(sharding.parameter_shardings(abstract, axes, mesh))
   abstract, lora = adapters.flat(abstract), config.lora

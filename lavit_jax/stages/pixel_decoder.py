@@ -25,8 +25,7 @@ from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts, tokenizing
 from lavit_jax.models import condition_heads, vae, whitening
-from lavit_jax.stages import base
-from lavit_jax.training import feed, optimizer, train_state
+from lavit_jax.training import base, feed, optimizer, train_state
 from lavit_jax.weights import model_directory
 
 SHOWN = 8  # held-out pictures in the grid that evaluation draws

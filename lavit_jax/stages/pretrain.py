@@ -14,21 +14,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from einops import rearrange
 from jax.sharding import Mesh
 
 from lavit_jax.core import losses, sequence, sharding
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import text
 from lavit_jax.inference import frozen_parts, tokenizing
-from lavit_jax.models import lavit, llama, merger, vit, whitening
-from lavit_jax.stages import base, warm_start
-from lavit_jax.training import feed, optimizer, train_state
+from lavit_jax.models import lavit, vit
+from lavit_jax.stages import warm_start
+from lavit_jax.training import base, feed, optimizer, train_state
 from lavit_jax.weights import model_directory
 
 # Names of `target_kind` (data/rows.py), 0 being unsupervised.
 KINDS = ("text", "codes_after_text", "codes_of_image", "text_after_image")
-MERGER_FIELDS = ("embed_dim", "num_layers", "num_heads", "head_dim", "mlp_dim")
 
 
 def make_model(
@@ -41,22 +39,9 @@ def make_model(
     words: the joint vocabulary.
     tokenizer: sizes of the visual tokenizer, whose merger is copied.
   """
-  common = dict(dtype=config.dtype, remat=config.remat, unroll=config.unroll)
-  return lavit.LaVIT(
-    llama=llama.Llama(
-      vocab_size=words.size, padded_size=words.padded_size, **config.model, **common
-    ),
-    merger=merger.Merger(**{name: tokenizer[name] for name in MERGER_FIELDS}, **common),
-    feature_dim=tokenizer["embed_dim"],
-    dtype=config.dtype,
+  return lavit.build(
+    config.model, tokenizer, words, config.dtype, config.remat, config.unroll
   )
-
-
-def image_inputs(tower: vit.VisionTransformer, frozen: Any, images: jax.Array):
-  """Merger inputs float[B*M, P, C] of u8[B, M, H, W, 3] pictures, without gradient."""
-  flat = rearrange(images, "b m h w c -> (b m) h w c")
-  features = frozen_parts.patch_features(tower, frozen, flat)
-  return whitening.whiten(frozen.get("whitening"), features)
 
 
 def even_slots(images: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -83,7 +68,7 @@ def even_slots(images: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array
 def token_loss(model, tower, params, frozen, batch, words: Vocabulary, chunks: int):
   """Losses of packed rows, not yet divided: see `losses.next_token`."""
   images, keep = even_slots(batch["images"], batch["keep"])
-  features = image_inputs(tower, frozen, images)
+  features = frozen_parts.merger_inputs(tower, frozen, images)
   hidden = model.apply(
     {"params": params},
     batch["tokens"],
@@ -178,18 +163,6 @@ def kind_losses(found: losses.TokenLoss, kinds: jax.Array) -> dict[str, jax.Arra
   return figures
 
 
-def init_function(model: lavit.LaVIT, num_patches: int):
-  """key -> boxed variables of the whole trainable model."""
-
-  def init(key):
-    ids, keep = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 1, num_patches), bool)
-    features = jnp.zeros((1, num_patches, model.feature_dim))
-    arguments = (ids, ids + 1, ids, ids - 1, features, keep)
-    return model.init(key, *arguments, method="everything")
-
-  return init
-
-
 def check_mesh(
   config: ml_collections.ConfigDict,
   mesh: Mesh,
@@ -226,7 +199,7 @@ def assemble(
   """
   check_mesh(config, mesh, tower, sizes)
   model = make_model(config, words, sizes)
-  init = init_function(model, sizes["num_patches"])
+  init = lavit.init_function(model, sizes["num_patches"])
   tx = optimizer.make(config.optimizer, config.num_steps)
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   step = base.jitted(step_of(config, model, tower, tx, words), shardings)

@@ -25,7 +25,7 @@ from einops import rearrange
 from lavit_jax.core import losses, sequence
 from lavit_jax.inference import frozen_parts
 from lavit_jax.models import codebook, selector, whitening
-from lavit_jax.stages import base
+from lavit_jax.training import base
 
 
 @flax.struct.dataclass
@@ -124,7 +124,7 @@ def _look(model, tower, params, frozen, batch, key):
   features = frozen_parts.patch_features(tower, frozen, batch["image"])
   inputs = whitening.whiten(frozen.get("whitening"), features)
   noise, other = (
-    base.gumbel(jax.random.fold_in(key, draw), batch["noise_id"], model.num_patches)
+    selector.gumbel(jax.random.fold_in(key, draw), batch["noise_id"], model.num_patches)
     for draw in range(2)
   )
   log_probs = model.apply({"params": params}, inputs, method="select")

@@ -1,6 +1,7 @@
 """What a model in training says and draws: the same ten held-out pictures over time."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import ml_collections
 import numpy as np
@@ -13,9 +14,10 @@ from lavit_jax.generate import tasks
 from lavit_jax.inference import api, language, tokenizing
 from lavit_jax.models import lavit
 from lavit_jax.stages import pretrain
-from lavit_jax.toy import patch_words
 from lavit_jax.weights import model_directory
 
+# (model, features float[n, P, D]) -> n pictures u8[H, W, 3].
+PatchPainter = Callable[[api.LaVIT, np.ndarray], Sequence[np.ndarray]]
 COUNT = 10
 TILE = 96  # pixels of a picture in the grid
 TEXT_WIDTH = 560
@@ -32,6 +34,7 @@ class Samples:
     module: the language side, without parameters.
     vocabulary: its vocabulary.
     tokenizer: its text tokenizer.
+    paint: makes pictures of drawn features, or None.
   """
 
   pixels: np.ndarray
@@ -40,10 +43,19 @@ class Samples:
   module: lavit.LaVIT
   vocabulary: Vocabulary
   tokenizer: text.TextTokenizer
+  paint: PatchPainter | None
 
 
-def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples | None:
-  """Reads the first held-out captioned pictures of a stage-2 config; None without."""
+def make(
+  config: ml_collections.ConfigDict, mesh: Mesh, paint: PatchPainter | None = None
+) -> Samples | None:
+  """Reads the first held-out captioned pictures of a stage-2 config; None without.
+
+  Args:
+    config: stage config.
+    mesh: the mesh.
+    paint: makes pictures of drawn features, where it is known how to read them.
+  """
   coder = tokenizing.load(config.init_from, mesh, config.dtype, config.unroll)
   across = mesh.shape["data"] * mesh.shape["fsdp"]
   rows = -(-COUNT // across) * across
@@ -67,6 +79,7 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples | None:
     module,
     words,
     tokenizer,
+    paint,
   )
 
 
@@ -84,7 +97,7 @@ def take(samples: Samples, params) -> np.ndarray:
 
   Returns:
     u8[H, W, 3] grid: picture, true and generated caption, and the drawn patches by
-    color where the model has word heads.
+    color where something can paint them.
   """
   model = samples.model
   model.language = language.make(
@@ -92,9 +105,9 @@ def take(samples: Samples, params) -> np.ndarray:
   )
   said = model.caption(samples.pixels, how=tasks.PLAIN_CAPTION)
   drawn = None
-  if model.has_words:
+  if samples.paint is not None:
     codes = model.draw_codes(samples.captions)
-    drawn = model.read_patches(model.decode_features(codes))["color"]
+    drawn = samples.paint(model, model.decode_features(codes))
   grid = Image.new("RGB", (2 * TILE + TEXT_WIDTH, TILE * len(said)), "white")
   pen = ImageDraw.Draw(grid)
   for row, (pixels, true, own) in enumerate(
@@ -103,7 +116,7 @@ def take(samples: Samples, params) -> np.ndarray:
     top = row * TILE
     grid.paste(_tile(pixels), (0, top))
     if drawn is not None:
-      grid.paste(_tile(_patches(drawn[row])), (TILE + TEXT_WIDTH, top))
+      grid.paste(_tile(drawn[row]), (TILE + TEXT_WIDTH, top))
     pen.text((TILE + 8, top + 20), f"true  {true}", fill="black")
     pen.text((TILE + 8, top + 50), f"model {own}", fill="navy")
   return np.asarray(grid)
@@ -111,11 +124,3 @@ def take(samples: Samples, params) -> np.ndarray:
 
 def _tile(pixels: np.ndarray) -> Image.Image:
   return Image.fromarray(pixels).resize((TILE - 4, TILE - 4), Image.Resampling.NEAREST)
-
-
-def _patches(colors: np.ndarray) -> np.ndarray:
-  """Named colors str[P] as u8[side, side, 3]; background is light grey."""
-  side = round(len(colors) ** 0.5)
-  names = {name: name for name in colors} | {patch_words.BACKGROUND: "lightgrey"}
-  tiles = [Image.new("RGB", (1, 1), names[name]).getpixel((0, 0)) for name in colors]
-  return np.array(tiles, np.uint8).reshape(side, side, 3)

@@ -22,10 +22,10 @@ from jax.sharding import Mesh
 from lavit_jax.core import losses, sharding
 from lavit_jax.data import items, pipeline, records
 from lavit_jax.inference import frozen_parts
-from lavit_jax.models import codebook, vit, whitening
+from lavit_jax.models import codebook, selector, vit, whitening
 from lavit_jax.models import visual_tokenizer as tokenizer_model
-from lavit_jax.stages import base, reconstruction, warm_start
-from lavit_jax.training import feed, optimizer
+from lavit_jax.stages import reconstruction, warm_start
+from lavit_jax.training import base, feed, optimizer
 from lavit_jax.weights import model_directory
 
 SHOWN = 10  # held-out pictures in the grid that evaluation draws
@@ -153,7 +153,7 @@ def _codes_input(model, tower, params, frozen, batch):
   """Unit vectors before the lookup, and which of them are kept."""
   features = frozen_parts.patch_features(tower, frozen, batch["image"])
   inputs = whitening.whiten(frozen.get("whitening"), features)
-  noise = base.gumbel(jax.random.key(0), batch["noise_id"], model.num_patches)
+  noise = selector.gumbel(jax.random.key(0), batch["noise_id"], model.num_patches)
   encoded = reconstruction.encode(model, params, inputs, noise)
   return encoded.z, encoded.keep > 0.5
 

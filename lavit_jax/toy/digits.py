@@ -10,7 +10,8 @@ import re
 import numpy as np
 from PIL import Image
 
-from lavit_jax.toy import scene_texts, scenes, world
+from lavit_jax.data.text import QUESTION
+from lavit_jax.toy import scenes, world
 
 SPLITS = ("train", "test")
 NUM_TRAIN = 1400
@@ -124,7 +125,7 @@ class Digits:
     """The prepared record at an index: picture, caption, one question, truth."""
     source, rng = self._at(index)
     digit = int(_load()[1][source])
-    name, prompt = NAMES[digit], scene_texts.QUESTION.format(WHICH)
+    name, prompt = NAMES[digit], QUESTION.format(WHICH)
     caption = world.pick(rng, CAPTIONS).format(name)
     answer = {"task": "answer", "turns": [[prompt, name]], "kinds": ["digit"]}
     return {

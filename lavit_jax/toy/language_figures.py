@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lavit_jax.data.text import QUESTION
 from lavit_jax.evaluate.figures import figure, mean
 from lavit_jax.toy import digits, patch_reading, scene_texts, world
 from lavit_jax.toy.patch_reading import Reading
@@ -122,7 +123,7 @@ def questions_of(records: Sequence[dict], most: int) -> list[Question]:
     if len(questions) >= most:
       break
     if entry:
-      before, after = scene_texts.QUESTION.split("{}")
+      before, after = QUESTION.split("{}")
       for kind, (prompt, answer) in zip(entry["kinds"], entry["turns"], strict=True):
         bare = prompt.removeprefix(before).removesuffix(after)
         questions.append(Question(position, kind, bare, answer))

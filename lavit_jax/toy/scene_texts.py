@@ -8,9 +8,9 @@ import re
 
 import numpy as np
 
+from lavit_jax.data.text import QUESTION
 from lavit_jax.toy import world
 
-QUESTION = "Question: {} Answer:"  # the reference's prompt (paper section 4.1)
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 POSITIONS = (
   ("top left", "top", "top right"),

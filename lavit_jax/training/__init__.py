@@ -1,1 +1,1 @@
-"""What a run is made of, whatever it trains: loop, state, checkpoints, feed, records."""
+"""What a run is made of, whatever it trains: loop, state, checkpoints and feed."""

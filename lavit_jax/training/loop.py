@@ -11,8 +11,8 @@ import jax
 import ml_collections
 from tqdm import tqdm
 
-from lavit_jax.stages import base
 from lavit_jax.training import (
+  base,
   checkpoint,
   code_version,
   guard,

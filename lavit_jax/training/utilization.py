@@ -4,8 +4,7 @@ from typing import Any
 
 import jax
 
-from lavit_jax.core import traced_flops
-from lavit_jax.planning import topology
+from lavit_jax.core import chips, traced_flops
 
 # Peak bfloat16 FLOP/s by `device_kind`; GPUs without sparsity, as their makers state.
 TPUS = {
@@ -17,7 +16,7 @@ TPUS = {
   "TPU v6 lite": "v6e",
   "TPU v6e": "v6e",
 }
-PEAKS = {kind: topology.CHIPS[name].flops for kind, name in TPUS.items()} | {
+PEAKS = {kind: chips.CHIPS[name].flops for kind, name in TPUS.items()} | {
   "NVIDIA A100-SXM4-80GB": 312e12,
   "NVIDIA H100 80GB HBM3": 989e12,
   "NVIDIA H200": 989e12,

@@ -16,9 +16,9 @@ from lavit_jax.core.vocabulary import END, Vocabulary
 from lavit_jax.data import items, text
 from lavit_jax.generate import tasks
 from lavit_jax.inference import api, tokenizing
-from lavit_jax.models import vit
+from lavit_jax.models import selector, vit
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
-from lavit_jax.stages import base
+from lavit_jax.toy import patch_words
 from lavit_jax.weights import model_directory, rules
 
 TRUNK = dict(embed_dim=16, num_layers=1, num_heads=2, head_dim=8, mlp_dim=16)
@@ -131,7 +131,7 @@ def test_tokens_are_those_of_the_shared_function(model):
   for i, own in enumerate(found):
     np.testing.assert_array_equal(own["keep"], expected.keep[i])
     np.testing.assert_array_equal(own["codes"], expected.codes[i][own["keep"]])
-  noise = base.gumbel(jax.random.key(model.seed), names, 16)
+  noise = selector.gumbel(jax.random.key(model.seed), names, 16)
   odds = np.asarray(expected.log_probs)
   drop = np.log1p(-np.exp(odds))
   keep = odds + noise[..., 0] >= drop + noise[..., 1]
@@ -219,9 +219,9 @@ def test_codes_become_features_and_words(model):
   codes = [found["codes"] for found in model.tokenize(pictures(2))]
   features = model.decode_features(codes)
   assert features.shape == (2, 16, 16)
-  names = model.read_patches(features)
+  names = patch_words.read(model, features)
   assert names["color"].shape == names["shape"].shape == (2, 16)
-  assert set(names["color"].ravel()) <= set(api.patch_words.WORDS["color"])
+  assert set(names["color"].ravel()) <= set(patch_words.WORDS["color"])
   assert (names["shape"][names["color"] == "background"] == "").all()
   for wrong in ([], [32], [-1], range(17)):
     with pytest.raises(ValueError, match=r"1 to 16 codes in \[0, 32\)"):
@@ -293,9 +293,9 @@ def test_the_tasks_have_the_references_settings(model):
 
 
 def test_patch_pictures_paint_color_words():
-  picture = infer.patch_picture(np.array(["red", "background", "blue", "red"]))
+  picture = patch_words.patch_picture(np.array(["red", "background", "blue", "red"]))
   assert picture.shape == (32, 32, 3)
-  np.testing.assert_array_equal(picture[0, 31], infer.BACKGROUND_RGB)
+  np.testing.assert_array_equal(picture[0, 31], patch_words.BACKGROUND_RGB)
   np.testing.assert_array_equal(picture[31, 31], picture[0, 0])
 
 

@@ -17,10 +17,10 @@ from configs import pretrain as pretrain_config
 from configs import visual_tokenizer as visual_tokenizer_config
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
-from lavit_jax.models import codebook, llama, vit
+from lavit_jax.models import codebook, lavit, llama, vit
 from lavit_jax.models.visual_tokenizer import VARIANTS, VisualTokenizer
-from lavit_jax.stages import base, pretrain
-from lavit_jax.training import optimizer, train_state
+from lavit_jax.stages import pretrain
+from lavit_jax.training import base, optimizer, train_state
 
 CHIPS = 64
 WORDS = Vocabulary(text_size=32_000, num_codes=16_384)
@@ -44,7 +44,7 @@ def state_of(init, config, book=lambda key: None):
 def language_state():
   config = pretrain_config.get_config("7b")
   model = pretrain.make_model(config, WORDS, TOKENIZER)
-  return state_of(pretrain.init_function(model, PATCHES), config)
+  return state_of(lavit.init_function(model, PATCHES), config)
 
 
 @functools.cache
@@ -127,7 +127,7 @@ def program_text(num_layers: int) -> str:
   config.model.num_layers = num_layers
   model = pretrain.make_model(config, WORDS, TOKENIZER)
   tower = vit.VisionTransformer(**vit.VARIANTS["g14"])
-  params, _ = train_state.abstract_params(pretrain.init_function(model, PATCHES))
+  params, _ = train_state.abstract_params(lavit.init_function(model, PATCHES))
   image = jnp.zeros((1, 224, 224, 3))
   encoder, _ = train_state.abstract_params(lambda key: tower.init(key, image))
   length, slots = 512, 2

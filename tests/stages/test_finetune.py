@@ -19,6 +19,8 @@ from configs import finetune as finetune_config
 from lavit_jax import LaVIT, convert, train
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import joined, text
+from lavit_jax.inference import frozen_parts
+from lavit_jax.models import lavit
 from lavit_jax.planning import programs
 from lavit_jax.stages import adapters, finetune, pretrain
 from lavit_jax.training import mesh_report, train_state
@@ -40,7 +42,7 @@ def kernels_everywhere() -> adapters.Choice:
 
 def random_adapters(choice: adapters.Choice, std: float = 0.1):
   """Adapters whose product is not zero."""
-  everything = pretrain.init_function(toy_run.language_model(), toy_run.PATCHES)
+  everything = lavit.init_function(toy_run.language_model(), toy_run.PATCHES)
   init = adapters.init_function(everything, choice)
   abstract, _ = train_state.abstract_params(init)
   return toy_run.random_tree(abstract, 7, std)
@@ -51,7 +53,7 @@ def hidden_function():
   model, tower = toy_run.language_model(), toy_run.tower()
 
   def run(params, batch):
-    features = pretrain.image_inputs(tower, toy_run.frozen(), batch["images"])
+    features = frozen_parts.merger_inputs(tower, toy_run.frozen(), batch["images"])
     names = ("tokens", "segment_ids", "positions", "feature_index")
     rows = [batch[name] for name in names]
     return model.apply({"params": params}, *rows, features, batch["keep"])
@@ -105,7 +107,7 @@ def test_a_table_gets_no_adapter():
 
 def test_a_new_adapter_changes_nothing():
   choice = kernels_everywhere()
-  everything = pretrain.init_function(toy_run.language_model(), toy_run.PATCHES)
+  everything = lavit.init_function(toy_run.language_model(), toy_run.PATCHES)
   init = train_state.unboxed_init(adapters.init_function(everything, choice))
   params = jax.jit(init)(jax.random.key(0))
   one = adapters.flat(params)[f"{adapters.ROOT}/{ATTENTION}query/lora_a"]
@@ -140,7 +142,7 @@ def test_merged_weights_compute_what_adapters_do():
 def step_result(shape, choice):
   """One step on a mesh; the gradient is its optimizer state."""
   config, model = toy_run.language_config(), toy_run.language_model()
-  everything = pretrain.init_function(model, toy_run.PATCHES)
+  everything = lavit.init_function(model, toy_run.PATCHES)
   whole = lambda params, frozen: adapters.whole(params, frozen, choice.scale)
   parts = (model, toy_run.tower(), toy_run.recorder(), toy_run.WORDS)
   step = pretrain.step_of(config, *parts, whole=whole)
@@ -172,7 +174,7 @@ def model_folder(tmp_path_factory, tokenized_data, visual_tokenizer_directory):
   tokenizer = text.load_text_tokenizer(tokenized_data / "text_tokenizer")
   words = Vocabulary(tokenizer.text_size, toy_run.TOKENIZER["num_codes"])
   config = toy_run.language_run(tokenized_data, visual_tokenizer_directory)
-  init = pretrain.init_function(
+  init = lavit.init_function(
     pretrain.make_model(config, words, toy_run.TOKENIZER), toy_run.PATCHES
   )
   abstract, _ = train_state.abstract_params(init)

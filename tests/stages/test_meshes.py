@@ -14,9 +14,9 @@ from configs import visual_tokenizer as config_file
 from lavit_jax.core import sharding
 from lavit_jax.data import items
 from lavit_jax.inference import frozen_parts
-from lavit_jax.models import codebook, whitening
-from lavit_jax.stages import base, pretrain, reconstruction
-from lavit_jax.training import feed, train_state
+from lavit_jax.models import codebook, lavit, selector, whitening
+from lavit_jax.stages import pretrain, reconstruction
+from lavit_jax.training import base, feed, train_state
 
 MESHES = [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 2, 2), (1, 1, 1, 8)]
 BATCH = 8
@@ -66,7 +66,7 @@ def language_step(accumulate=1, **changes):
   model = toy_run.language_model(toy_run.language_config(**changes))
   tx = toy_run.recorder()
   step = pretrain.make_step(model, toy_run.tower(), tx, toy_run.WORDS, accumulate, 2)
-  return step, pretrain.init_function(model, toy_run.PATCHES)
+  return step, lavit.init_function(model, toy_run.PATCHES)
 
 
 @functools.cache
@@ -196,7 +196,7 @@ def keep_masks(shape):
   def run(params, frozen, batch):
     features = frozen_parts.patch_features(tower, frozen, batch["image"])
     inputs = whitening.whiten(frozen["whitening"], features)
-    noise = base.gumbel(jax.random.key(0), batch["noise_id"], toy_run.PATCHES)
+    noise = selector.gumbel(jax.random.key(0), batch["noise_id"], toy_run.PATCHES)
     return reconstruction.encode(model, params, inputs, noise).keep
 
   batch = feed.place(picture_batch(), list(range(BATCH)), BATCH, mesh)

@@ -17,8 +17,8 @@ from lavit_jax.data import coded
 from lavit_jax.diffusion import schedule
 from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts
-from lavit_jax.stages import base, pixel_decoder
-from lavit_jax.training import optimizer, train_state
+from lavit_jax.stages import pixel_decoder
+from lavit_jax.training import base, optimizer, train_state
 
 BATCH = 4
 

@@ -13,6 +13,7 @@ from configs import pretrain as config_file
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import documents, rows
+from lavit_jax.inference import frozen_parts
 from lavit_jax.stages import pretrain
 from lavit_jax.training import optimizer, train_state
 
@@ -31,7 +32,7 @@ def logits_of(length: int, slots: int):
 
   @golden_data.compiled
   def run(params, frozen, batch):
-    features = pretrain.image_inputs(tower, frozen, batch["images"])
+    features = frozen_parts.merger_inputs(tower, frozen, batch["images"])
     row = [batch[name] for name in INPUTS]
     variables = {"params": params}
     hidden = model.apply(variables, *row, features, batch["keep"])

@@ -14,7 +14,7 @@ from lavit_jax.core import losses, sharding
 from lavit_jax.data import items
 from lavit_jax.inference import frozen_parts
 from lavit_jax.models import codebook, selector, whitening
-from lavit_jax.stages import base, reconstruction, visual_tokenizer
+from lavit_jax.stages import reconstruction, visual_tokenizer
 from lavit_jax.training import train_state
 
 BATCH = 4
@@ -60,7 +60,7 @@ def observed():
   )
   inputs = whitening.whiten(toy_run.frozen()["whitening"], features)
   keys = [jax.random.fold_in(KEY, draw) for draw in range(2)]
-  noises = [base.gumbel(key, data["noise_id"], toy_run.PATCHES) for key in keys]
+  noises = [selector.gumbel(key, data["noise_id"], toy_run.PATCHES) for key in keys]
   return features, inputs, *noises
 
 
@@ -178,11 +178,11 @@ def test_the_codebook_rests_in_phase_a_and_follows_the_kept_in_phase_b():
 
 def test_noise_follows_the_picture_and_not_its_place():
   ids = np.array([7, 9, 11], np.uint32)
-  noise = np.asarray(base.gumbel(KEY, ids, 5))
-  again = np.asarray(base.gumbel(KEY, ids[::-1].copy(), 5))
+  noise = np.asarray(selector.gumbel(KEY, ids, 5))
+  again = np.asarray(selector.gumbel(KEY, ids[::-1].copy(), 5))
   np.testing.assert_array_equal(noise, again[::-1])
   assert np.abs(noise[0] - noise[1]).max() > 0.1
-  other_step = np.asarray(base.gumbel(jax.random.key(2), ids, 5))
+  other_step = np.asarray(selector.gumbel(jax.random.key(2), ids, 5))
   assert np.abs(noise - other_step).max() > 0.1
 
 

@@ -7,7 +7,7 @@ import toy_run
 
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
-from lavit_jax.models import codebook
+from lavit_jax.models import codebook, lavit
 from lavit_jax.stages import pretrain, warm_start
 from lavit_jax.training import train_state
 from lavit_jax.training.train_state import TrainState
@@ -21,7 +21,7 @@ PLAIN = 48  # ids of the plain model, 40 of them text
 def language_state(mesh):
   """State of step 0 as the stage makes it, with random parameters, and shardings."""
   model = toy_run.language_model()
-  init = pretrain.init_function(model, toy_run.PATCHES)
+  init = lavit.init_function(model, toy_run.PATCHES)
   abstract, axes = train_state.abstract_params(init)
   spread = sharding.parameter_shardings(abstract, axes, mesh)
   params = jax.device_put(toy_run.language_params(), spread)

@@ -8,8 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from lavit_jax.stages import base
-from lavit_jax.training import guard, train_state
+from lavit_jax.training import base, guard, train_state
 
 
 class Lines:

@@ -17,8 +17,8 @@ import pytest
 from configs import common
 from lavit_jax.core import sharding
 from lavit_jax.layers import linear
-from lavit_jax.stages import base
 from lavit_jax.training import (
+  base,
   checkpoint,
   loop,
   metrics,

@@ -18,7 +18,6 @@ from lavit_jax.data import conversion, images, items, records, text, token_figur
 from lavit_jax.data.sources import fields
 from lavit_jax.inference import frozen_parts, tokenizing
 from lavit_jax.models import codebook, selector, whitening
-from lavit_jax.stages import base
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def independent_codes(coder, picture):
   inputs = whitening.whiten(frozen["whitening"], features)
   variables = {"params": frozen["visual_tokenizer"]}
   log_probs = coder.model.apply(variables, inputs, method="select")
-  noise = base.gumbel(jax.random.key(0), noise_id, toy_run.PATCHES)
+  noise = selector.gumbel(jax.random.key(0), noise_id, toy_run.PATCHES)
   keep = selector.sample(log_probs, noise)
   z = coder.model.apply(variables, inputs, keep, method="encode")[0]
   kept = np.asarray(keep[0]) > 0.5

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lavit_jax.data import bad
-from lavit_jax.toy import scene_texts
+from lavit_jax.data.text import QUESTION
 
 IMAGES = (
   *("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img"),
@@ -96,7 +96,7 @@ def conversation(turns: Any) -> list[dict]:
 
 
 def _question(text: str) -> str:
-  return scene_texts.QUESTION.format(clean(text, MAX_CAPTION))
+  return QUESTION.format(clean(text, MAX_CAPTION))
 
 
 def entries(row: Mapping, fields: Fields) -> list[dict]:

@@ -146,23 +146,6 @@ def apply_gradients(
   return state.replace(step=state.step + 1, **kept), metrics
 
 
-def gumbel(key: jax.Array, noise_ids: jax.Array, num_patches: int) -> jax.Array:
-  """Selector noise float32[B, P, 2] from one key per picture.
-
-  A picture's noise depends on the key and its own id alone: not on batch, mesh or host.
-
-  Args:
-    key: key of the seed (and step, in training).
-    noise_ids: uint32[B], a checksum of each picture's pixels.
-    num_patches: P.
-  """
-
-  def one(noise_id):
-    return jax.random.gumbel(jax.random.fold_in(key, noise_id), (num_patches, 2))
-
-  return jax.vmap(one)(noise_ids)
-
-
 def jitted(step: Callable, shardings: TrainState) -> Callable:
   """Compiles a step with donated state and pinned output shardings."""
   return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)

@@ -4,11 +4,9 @@ On a TPU every product is a convolution, often with windows padded far beyond th
 only positions that fall on data are counted. A multiply and an add are two FLOPs.
 """
 
-import functools
 import math
 
-import numpy as np
-
+from lavit_jax.core import traced_flops
 from lavit_jax.planning import program
 from lavit_jax.planning.program import Computation, Instruction
 
@@ -77,7 +75,7 @@ def _convolution(computation: Computation, conv: Instruction) -> int:
   )
   pairs = 1
   for axis, size, stride, pad, spread, gap in steps:
-    pairs *= pairs_on_data(
+    pairs *= traced_flops.pairs_on_data(
       int(size),
       outputs[out.index(axis)],
       inputs[left.index(axis)],
@@ -88,18 +86,3 @@ def _convolution(computation: Computation, conv: Instruction) -> int:
     )
   depth = weights[kernel.index("i")]  # already per feature group
   return 2 * pairs * outputs[out.index("b")] * outputs[out.index("f")] * depth
-
-
-@functools.cache
-def pairs_on_data(
-  window: int, outputs: int, inputs: int, stride: int, pad: int, spread: int, gap: int
-) -> int:
-  """Pairs of output position and window tap that fall on data, not on padding."""
-  extent = (inputs - 1) * spread + 1
-  taps = np.arange(window) * gap - pad
-  count = 0
-  for start in range(0, outputs, 1024):
-    rows = np.arange(start, min(start + 1024, outputs))[:, None] * stride
-    place = rows + taps
-    count += int(((place >= 0) & (place < extent) & (place % spread == 0)).sum())
-  return count
