@@ -15,6 +15,7 @@ import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +26,7 @@ from absl import app, flags
 from lavit_jax import train
 from lavit_jax.core import sharding
 from lavit_jax.planning import programs
-from lavit_jax.toy.report import plots
-from lavit_jax.training import mesh_report
+from lavit_jax.training import mesh_report, plots
 
 LAYOUTS = flags.DEFINE_list("layouts", [], "Layouts such as 1x8x1x1; all when empty.")
 STEPS = flags.DEFINE_integer("steps", 5, "Steps to measure, after one that compiles.")
@@ -165,6 +165,34 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+def picture(rows: Sequence[Mapping]) -> bytes:
+  """Measured seconds and bytes by mesh layout, with the predictions where there are.
+
+  Args:
+    rows: as `measure` makes them; those with a `reason` did not run.
+  """
+  ran = sorted((row for row in rows if "seconds" in row), key=lambda r: r["seconds"])
+  names = [row["layout"] for row in ran]
+  held = [(row["peak_bytes"] or row["compiled_bytes"]) / 1e9 for row in ran]
+  panels = (
+    ("seconds per step", [row["seconds"] for row in ran], "predicted_seconds", 1.0),
+    ("GB per device", held, "predicted_bytes", 1e9),
+  )
+
+  def draw(axes):
+    for place, (title, values, predicted, unit) in zip(axes[0], panels):
+      place.barh(names, values, color=plots.BLUE, height=0.6, label="measured")
+      said = [(row["layout"], row[predicted] / unit) for row in ran if predicted in row]
+      if said:
+        where, value = zip(*said)
+        place.plot(value, where, "D", color=plots.ORANGE, label="predicted")
+        place.legend(fontsize=9)
+      place.set_title(title)
+      place.invert_yaxis()
+
+  return plots.png(draw, 11, 1.2 + 0.32 * len(ran), 1, 2)
+
+
 def run(
   config: ml_collections.ConfigDict,
   chosen: list[dict[str, int]],
@@ -186,7 +214,7 @@ def run(
     (folder / "sweep.json").write_text(json.dumps(rows, indent=2))
     print(row["layout"], row.get("reason") or f"{row['seconds']:.4f} s", flush=True)
   (folder / "sweep.md").write_text(table(rows) + "\n")
-  (folder / "sweep.png").write_bytes(plots.layouts(rows))
+  (folder / "sweep.png").write_bytes(picture(rows))
   return rows
 
 

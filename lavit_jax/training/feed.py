@@ -3,10 +3,8 @@
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import itertools
-import os
-import pathlib
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +18,7 @@ from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
-from lavit_jax.data import pack_plan, pipeline, plan_files, records, rows
+from lavit_jax.data import pack_plan, pipeline, planned_rows, rows
 from lavit_jax.data.text import TextTokenizer
 
 Batch = dict[str, jax.Array]
@@ -213,24 +211,8 @@ def packed_rows(
   Returns:
     The rows, by position.
   """
-  prepared = records.Records(folder)
-  sidecar = records.Sidecar(f"{folder}/codes")
-  records.check_sidecar(sidecar.manifest, checksum)
-  made_with = sidecar.manifest["text_tokenizer"]
-  if made_with != tokenizer.checksum:
-    raise ValueError(
-      f"expected a sidecar of the text tokenizer {tokenizer.checksum[:16]}, got one of"
-      f" {made_with[:16]} in {folder}/codes; run python -m lavit_jax.tokenize again"
-    )
-  plan = _stored_plan(prepared, sidecar, config, num_rows, prompt_drop)
-  return rows.Rows(
-    plan, prepared, sidecar, plan.row_length, plan.images_per_row, image_size, words
-  )
-
-
-def _stored_plan(prepared, sidecar, config, num_rows, prompt_drop):
-  """The plan beside the codes; of several hosts the first makes it."""
-  data, folder = config.data, sidecar.folder
+  prepared, sidecar = planned_rows.open_coded(folder, checksum, tokenizer.checksum)
+  data = config.data
   settings = dict(
     weights=dict(data.mixture),
     seed=config.seed,
@@ -241,22 +223,13 @@ def _stored_plan(prepared, sidecar, config, num_rows, prompt_drop):
     uncond_fraction=prompt_drop,
     long_pairs=data.long_pairs,
   )
-  facts = {"settings": settings, "lengths": sidecar.manifest}
-  if not os.access(folder, os.W_OK):  # a data set that others share read-only
-    folder = pathlib.Path(tempfile.gettempdir()) / "lavit_jax_plans"
-
-  def make():
-    return pack_plan.plan_windows(
-      sidecar.lengths, **settings, name=lambda record: prepared[record]["id"]
-    )
-
-  def find():
-    return plan_files.find_or_make(folder, facts, make)
-
-  if jax.process_count() > 1:
+  find = functools.partial(planned_rows.find_or_make, prepared, sidecar, settings)
+  if jax.process_count() > 1:  # the first host makes the plan, the others read it
     if jax.process_index() == 0:
       find()
     multihost_utils.sync_global_devices("pack plan")
   plan = find()
-  logging.info("pack plan in %s: %s", folder, pack_plan.summary(plan))
-  return plan
+  logging.info("pack plan of %s: %s", folder, pack_plan.summary(plan))
+  return rows.Rows(
+    plan, prepared, sidecar, plan.row_length, plan.images_per_row, image_size, words
+  )

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lavit_jax.toy import findings, world
-from lavit_jax.toy.report import drawn, headline, page, plots
+from lavit_jax.toy.report import drawn, headline, overlays, page
+from lavit_jax.training import plots
 
 # Lines beside the loss, by stage.
 BESIDE = {
@@ -105,8 +106,8 @@ def _kept_maps(pictures: findings.Pictures) -> str:
   for i in np.concatenate(chosen).astype(int):
     image, keep = pictures.image[i], pictures.keep[i]
     name = "digit" if pictures.count[i] < 0 else f"{pictures.count[i]} objects"
-    heat = plots.heat_map(image, pictures.probability[i])
-    trio = (image, plots.kept_map(image, keep), heat)
+    heat = overlays.heat_map(image, pictures.probability[i])
+    trio = (image, overlays.kept_map(image, keep), heat)
     content = "".join(page.pixels(each, 108, name) for each in trio)
     caption = f"{name.removesuffix('s') if name[0] == '1' else name}, {keep.sum()} kept"
     figures.append(page.figure(f'<div class="pair">{content}</div>', caption))
@@ -119,7 +120,7 @@ def _kept_maps(pictures: findings.Pictures) -> str:
 def _kept_counts(findings: findings.Findings) -> str:
   pictures, figure = findings.pictures, findings.figures["kept_vs_objects_spearman"]
   scene = pictures.count >= 0
-  plot = plots.kept_by_count(pictures.keep[scene].sum(1), pictures.count[scene])
+  plot = overlays.kept_by_count(pictures.keep[scene].sum(1), pictures.count[scene])
   return (
     "<h2>More objects, more tokens</h2><p>Kept tokens of held-out scenes by number of"
     f" objects; the dot is the mean. Rank correlation {headline.show(figure['value'])},"
@@ -142,7 +143,7 @@ def _codes(pictures: findings.Pictures) -> str:
   return (
     f"<h2>What codes mean</h2><p>{(counts > 0).sum():,} of {pictures.num_codes:,} codes"
     f" occur on the {len(used):,} kept patches of the held-out mixture.</p>"
-    + page.plot(plots.code_usage(counts), "code usage")
+    + page.plot(overlays.code_usage(counts), "code usage")
     + "<h3>Patches that share a code</h3><p>Each row: patches of different pictures"
     " that received the same code; first the four most used codes, then those most"
     f' used on objects.</p><div class="strip">{"".join(strips)}</div>'
@@ -154,7 +155,8 @@ def _strip(pictures: findings.Pictures, code: int, count: int, most: int = 12) -
   _, first = np.unique(rows, return_index=True)  # one patch of each picture
   total = pictures.keep.shape[1]
   cut = [
-    plots.patches_of(pictures.image[rows[i]], total)[patches[i]] for i in first[:most]
+    overlays.patches_of(pictures.image[rows[i]], total)[patches[i]]
+    for i in first[:most]
   ]
   shown = "".join(page.pixels(patch, 28) for patch in cut)
   return f"<div><span>{code} · {count}×</span>{shown}</div>"
