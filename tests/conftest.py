@@ -11,7 +11,10 @@ _FLAG = "--xla_force_host_platform_device_count"
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
 # The config files are no package of the project; commands find them from its root.
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+TESTS = pathlib.Path(__file__).parent
+sys.path.insert(0, str(TESTS.parent))
+# Tests of one room lend their helpers to others.
+sys.path += sorted({str(path.parent) for path in TESTS.glob("*/test_*.py")})
 
 import jax  # noqa: E402  (the environment must be set before jax starts)
 

@@ -8,9 +8,8 @@ import dataclasses
 import math
 import re
 
-from lavit_jax.core import products
 from lavit_jax.layers import splash
-from lavit_jax.planning import collectives, loops, program
+from lavit_jax.planning import collectives, loops, products, program
 from lavit_jax.planning.collectives import Collective
 from lavit_jax.planning.program import Computation, Instruction, Program
 

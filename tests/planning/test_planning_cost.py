@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lavit_jax.core import products, sharding, traced_flops
-from lavit_jax.planning import collectives, cost, program
+from lavit_jax.core import sharding, traced_flops
+from lavit_jax.planning import collectives, cost, products, program
 
 # What the TPU compiler prints, shortened: a loop of five turns whose body starts an
 # all-gather, multiplies beside it, and ends it; then a scattered all-reduce.

@@ -7,7 +7,7 @@ import pytest
 import toy_shards
 
 from lavit_jax.core import sharding
-from lavit_jax.data import pack_plan, pipeline, records
+from lavit_jax.data import pack_plan, pipeline, planned_rows, records
 from lavit_jax.training import feed
 
 MIXTURE = {"caption": 0.5, "text_image": 0.3, "text": 0.2}
@@ -48,8 +48,8 @@ def test_a_plan_is_made_once_and_read_by_every_later_start(folder, monkeypatch):
 
 
 def test_plan_of_a_data_set_that_cannot_be_written(folder, monkeypatch, tmp_path):
-  monkeypatch.setattr(feed.os, "access", lambda path, mode: False)
-  monkeypatch.setattr(feed.tempfile, "gettempdir", lambda: str(tmp_path))
+  monkeypatch.setattr(planned_rows.os, "access", lambda path, mode: False)
+  monkeypatch.setattr(planned_rows.tempfile, "gettempdir", lambda: str(tmp_path))
   packed(folder, config())
   assert not list((folder / "codes").glob("plan-*"))
   assert len(list((tmp_path / "lavit_jax_plans").glob("plan-*"))) == 1
