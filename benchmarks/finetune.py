@@ -26,7 +26,6 @@ import numpy as np  # noqa: E402
 
 from lavit_jax import LaVIT, convert  # noqa: E402
 from lavit_jax.data import images  # noqa: E402
-from lavit_jax.generate import tasks  # noqa: E402
 from lavit_jax.toy import digits, language_figures, study  # noqa: E402
 from lavit_jax.weights import model_directory  # noqa: E402
 
@@ -63,7 +62,7 @@ def figures(model: pathlib.Path, data: pathlib.Path) -> dict[str, dict]:
   """Digits that were never shown, and the quickstart's held-out scenes."""
   loaded = LaVIT.load(model, batch_size=64)
   size = loaded.coder.tower.image_size
-  said = lambda pictures: loaded.caption(pictures, how=tasks.PLAIN_CAPTION)
+  said = lambda pictures: loaded.caption(pictures)
   rest = records(REST)
   numbers = np.stack([images.decode(record["image"], size) for record in rest])
   split = study.load_split(f"{data}/test", size)

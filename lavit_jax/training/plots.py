@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib import figure as mpl_figure
 
 INK, SOFT, LINE = "#1d2330", "#667085", "#d0d5dd"
-BLUE, ORANGE, GREEN = "#2f5bd7", "#d9730d", "#18794e"
+BLUE, ORANGE, GREEN, PURPLE = "#2f5bd7", "#d9730d", "#18794e", "#8e4ec6"
 STYLE = {
   "font.size": 10,
   "axes.edgecolor": LINE,

@@ -14,7 +14,9 @@ from lavit_jax.generate import pixels
 from lavit_jax.inference import api, sheet
 from lavit_jax.weights import model_directory
 
-compile_fast, folders = test_api.compile_fast, test_api.folders
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+folders = test_api.folders
 QUICK = pixels.Settings(steps=2, guidance=2.0, solver="dpm")
 
 
@@ -101,8 +103,8 @@ def given(tmp_path, **more):
     target=str(tmp_path / "out"),
     n=1,
     keep_best=False,
-    guidance=2.0,
   )
+  defaults |= dict.fromkeys(infer.DECODING_FLAGS) | dict(guidance=2.0)
   defaults |= dict(ratio="1:1", size="", solver="", steps=2, pixel_guidance=1.0)
   return types.SimpleNamespace(**(defaults | more))
 

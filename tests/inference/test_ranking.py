@@ -17,7 +17,9 @@ from lavit_jax.models import clip, openai_clip, vit
 from lavit_jax.weights import model_directory
 from lavit_jax.weights import openai_clip as openai_weights
 
-compile_fast, folders = test_api.compile_fast, test_api.folders
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
+folders = test_api.folders
 TEXT = dict(
   embed_dim=16, num_layers=1, num_heads=2, head_dim=8, mlp_dim=16, max_length=12
 )

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_api import compile_fast, folders, model, pictures  # noqa: F401  (fixtures)
+from test_api import folders, model, pictures  # noqa: F401  (fixtures)
 
 from lavit_jax.inference import jobs, requests
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 GREEDY = {"beams": 1, "max_new": 6, "min_new": 0}
 

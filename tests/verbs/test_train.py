@@ -21,13 +21,6 @@ def language_config(tokenized_data, visual_tokenizer_directory):
 
 
 @pytest.fixture(scope="module")
-def language_run(tmp_path_factory, language_config):
-  folder = tmp_path_factory.mktemp("language") / "run"
-  train.run(language_config(), str(folder))
-  return folder
-
-
-@pytest.fixture(scope="module")
 def tokenizer_config(toy_data, encoder_directory):
   return lambda: toy_run.visual_tokenizer_run(toy_data, encoder_directory)
 
