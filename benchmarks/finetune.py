@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from lavit_jax import LaVIT, convert  # noqa: E402
+from lavit_jax import LaVIT  # noqa: E402
 from lavit_jax.data import images  # noqa: E402
 from lavit_jax.toy import digits, language_figures, study  # noqa: E402
-from lavit_jax.weights import model_directory  # noqa: E402
+from lavit_jax.weights import exchange, model_directory  # noqa: E402
 
 OWN = slice(0, 200)  # of the test split, shown in finetuning
 REST = slice(200, 397)
@@ -116,8 +116,8 @@ def main() -> None:
   print(f"base untouched: {tensors(base) == sums}")
   print(f"tensors that differ after merging: {len(changed)} of {len(sums)}")
   print(f"  {sorted({name.rsplit('.', 2)[1] for name in changed})} of all layers")
-  convert.export_model("llama", model, target / "llama")
-  convert.verify("llama", target / "llama", model)
+  exchange.export_model("llama", model, target / "llama")
+  exchange.verify("llama", target / "llama", model)
 
 
 if __name__ == "__main__":

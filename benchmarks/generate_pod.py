@@ -14,9 +14,8 @@ import json
 import jax
 
 from configs import pretrain
-from lavit_jax import plan
 from lavit_jax.generate import ahead
-from lavit_jax.planning import compiling, programs, serving_programs, topology
+from lavit_jax.planning import compiling, pod_plan, programs, serving_programs, topology
 
 
 def compiled(program: programs.Program) -> dict[str, float]:
@@ -44,7 +43,7 @@ def main() -> None:
   topology.without_chips()
   pod, config = topology.parse(given.topology), pretrain.get_config("7b")
   config.mesh.update(dict(fsdp=1, tensor=-1))
-  mesh = plan.pod_mesh(config, pod)
+  mesh = pod_plan.pod_mesh(config, pod)
   row = (config, mesh, given.rows, given.prompt, given.max_new)
   decode = serving_programs.decode(*row)
   read = ahead.step_bytes(decode.arguments["parameters"], decode.arguments["cache"])

@@ -17,9 +17,15 @@ import time
 import jax
 
 from configs import pixel_decoder
-from lavit_jax import plan
 from lavit_jax.core import traced_flops
-from lavit_jax.planning import compiling, cost, programs, serving_programs, topology
+from lavit_jax.planning import (
+  compiling,
+  cost,
+  pod_plan,
+  programs,
+  serving_programs,
+  topology,
+)
 
 
 def sampling(pod: topology.Topology, num_steps: int) -> programs.Program:
@@ -27,14 +33,14 @@ def sampling(pod: topology.Topology, num_steps: int) -> programs.Program:
   config = pixel_decoder.get_config("sdxl")
   config.sampling.steps = num_steps
   config.mesh.update(dict(data=-1, fsdp=1))
-  return serving_programs.draw(config, plan.pod_mesh(config, pod), pod.chips)
+  return serving_programs.draw(config, pod_plan.pod_mesh(config, pod), pod.chips)
 
 
 def training(pod: topology.Topology, batch: int) -> programs.Program:
   """A step of Stable Diffusion 1.5, all of its batch at once."""
   config = pixel_decoder.get_config("sd15")
   config.update(dict(batch_size=batch, accumulate=1))
-  return programs.pixel_step(config, plan.pod_mesh(config, pod))
+  return programs.pixel_step(config, pod_plan.pod_mesh(config, pod))
 
 
 def main() -> None:

@@ -22,11 +22,8 @@ by figures is chosen on "validation"; "test" is for the figures that are stated.
 """
 
 import contextlib
-import itertools
 import os
-import pathlib
 import sys
-from collections.abc import Iterator
 
 from absl import app, flags
 from tqdm import tqdm
@@ -37,12 +34,9 @@ from lavit_jax.data import (
   dry_run,
   inspection,
   on_beam,
-  records,
-  text,
   workers,
 )
 from lavit_jax.data.sources import fields as naming
-from lavit_jax.toy import digits, scenes, world
 
 SOURCE = flags.DEFINE_enum(
   "source", "toy", ["toy", *conversion.SOURCES], "Kind of the input."
@@ -71,69 +65,6 @@ TEST = flags.DEFINE_integer(
 )
 
 ENOUGH = 1000  # records seen before a run that still goes on is stopped
-DIGIT_EVERY, TEXT_EVERY = 6, 16
-RECORDS_PER_SHARD = 4000
-TEXT_TOKENIZER_RECORDS = 4000
-TEXT_TOKENIZER_SIZE = 400
-
-
-def toy_records(split: str, count: int) -> Iterator[dict]:
-  """Yields the toy mixture of a split: scenes, digits, and texts without picture.
-
-  Args:
-    split: one of `world.SPLITS`; novel scenes come without digits.
-    count: records.
-  """
-  drawn = scenes.Scenes(split, count)
-  if split == "novel":
-    yield from (drawn[i] for i in range(count))
-    return
-  written = digits.Digits(split, count)
-  for i in range(count):
-    if i % DIGIT_EVERY == DIGIT_EVERY - 1:
-      yield written[i // DIGIT_EVERY]
-    elif i % TEXT_EVERY == 0:
-      yield _without_picture(drawn[i])
-    else:
-      yield drawn[i]
-
-
-def _without_picture(record: dict) -> dict:
-  """The caption of a record as a document of its own."""
-  caption = record["texts"][0]["turns"]
-  return {
-    "id": record["id"],
-    "image": b"",
-    "texts": [{"task": "text", "turns": caption}],
-  }
-
-
-def prepare_toy(target: str, train: int, test: int) -> None:
-  """Writes the four splits and the text tokenizer; finished splits are kept."""
-  folder = pathlib.Path(target)
-  for split in world.SPLITS:
-    count = train if split == "train" else test
-    if (folder / split / records.MANIFEST).exists():
-      continue
-    progress = tqdm(
-      toy_records(split, count), split, count, disable=not sys.stderr.isatty()
-    )
-    records.write_shards(progress, folder / split, "toy", RECORDS_PER_SHARD)
-  if not (folder / "text_tokenizer").exists():
-    some = itertools.islice(toy_records("train", train), TEXT_TOKENIZER_RECORDS)
-    writing = folder / "text_tokenizer.writing"
-    text.train_text_tokenizer(
-      (words for record in some for words in texts_of(record)),
-      TEXT_TOKENIZER_SIZE,
-      writing,
-    )
-    writing.rename(folder / "text_tokenizer")
-
-
-def texts_of(record: dict) -> list[str]:
-  """Every prompt and text of a record."""
-  turns = [turn for entry in record["texts"] for turn in entry["turns"]]
-  return [words for turn in turns for words in turn if words]
 
 
 def run(
@@ -180,7 +111,9 @@ def _prepare() -> None:
     print(inspection.write(TARGET.value))
     return
   if SOURCE.value == "toy":
-    prepare_toy(TARGET.value, TRAIN.value, TEST.value)
+    from lavit_jax.toy import prepared  # only where it is asked for
+
+    prepared.prepare_toy(TARGET.value, TRAIN.value, TEST.value)
     return
   if not INPUT.value:
     raise ValueError("expected inputs, got none; name files or folders with --input")

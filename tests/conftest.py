@@ -127,12 +127,12 @@ def visual_tokenizer_directory(made_once, encoder_directory, toy_data):
 @pytest.fixture(scope="session")
 def tokenized_data(made_once, toy_data, visual_tokenizer_directory):
   """The toy data with codes beside the training and held-out records."""
-  from lavit_jax import tokenize
+  from lavit_jax.inference import sidecars
 
   def make(folder):
     shutil.copytree(toy_data, folder)
     for split in ("train", "test"):
-      tokenize.run(str(visual_tokenizer_directory), str(folder / split), 16)
+      sidecars.run(str(visual_tokenizer_directory), str(folder / split), 16)
 
   return made_once("tokenized", make)
 

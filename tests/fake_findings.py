@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 
-from lavit_jax import prepare
 from lavit_jax.data import images
 from lavit_jax.toy import (
   findings,
@@ -12,6 +11,7 @@ from lavit_jax.toy import (
   length_figures,
   patch_reading,
   pixel_figures,
+  prepared,
   scenes,
   tokenizer_figures,
   world,
@@ -35,7 +35,7 @@ def labels_of(records):
 
 def pictured(count):
   """Held-out toy records that have a picture."""
-  return [r for r in prepare.toy_records("test", count) if r["image"]]
+  return [r for r in prepared.toy_records("test", count) if r["image"]]
 
 
 def make(count=64, right=0.9):

@@ -63,9 +63,9 @@ def main(model: str, data: str, index: str, count: str, port: str) -> None:
   if int(count) > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
-  from lavit_jax import tokenize
+  from lavit_jax.inference import sidecars
 
-  tokenize.run(model, data, 8, threads=2)
+  sidecars.run(model, data, 8, threads=2)
 
 
 if __name__ == "__main__":

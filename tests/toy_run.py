@@ -17,13 +17,13 @@ from jax.experimental.compilation_cache import compilation_cache
 from configs import contrastive as contrastive_config
 from configs import pretrain as pretrain_config
 from configs import visual_tokenizer as visual_tokenizer_config
-from lavit_jax import prepare, train
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import documents, rows
 from lavit_jax.models import lavit, vit
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.models.whitening import Whitening
-from lavit_jax.stages import pretrain
+from lavit_jax.stages import pretrain, stage_run
+from lavit_jax.toy import prepared
 from lavit_jax.training import base
 from lavit_jax.weights import model_directory
 
@@ -187,7 +187,7 @@ def packed_batch(count: int, length: int = 56, slots: int = 2, seed: int = 0) ->
 
 def prepare_data(folder: pathlib.Path, train: int = 64, test: int = 32) -> None:
   """Prepared toy records and their text tokenizer."""
-  prepare.prepare_toy(str(folder), train, test)
+  prepared.prepare_toy(str(folder), train, test)
 
 
 def write_encoder(folder: pathlib.Path) -> None:
@@ -271,7 +271,7 @@ def own_compiled_programs() -> Iterator[None]:
 def train_on_its_own(config, folder: pathlib.Path) -> None:
   """A run that keeps its compiled programs; other tests read copies of them."""
   with own_compiled_programs():
-    train.run(config, str(folder))
+    stage_run.run(config, str(folder))
   shared = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
   for path in (folder / "compiled").glob("*-cache"):
     if not (shared / path.name).exists():

@@ -35,7 +35,7 @@ def main(port: str, processes: str, index: str, text: str) -> None:
   import jax
   from absl import flags
 
-  from lavit_jax import train
+  from lavit_jax.stages import stage_run
   from lavit_jax.training import compile_cache, hosts
 
   jax.config.update("jax_default_matmul_precision", "highest")
@@ -44,7 +44,7 @@ def main(port: str, processes: str, index: str, text: str) -> None:
   flags.FLAGS(["train"] + (given if count > 1 else []))
   hosts.start()
   counter = compile_cache.Counter()
-  train.run(config_of(task), task["workdir"])
+  stage_run.run(config_of(task), task["workdir"])
   print(f"COMPILED {counter.compiled} of {counter.requested}", flush=True)
 
 

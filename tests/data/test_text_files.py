@@ -13,9 +13,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from lavit_jax import convert
 from lavit_jax.data import text, text_files
-from lavit_jax.weights import llama, model_directory
+from lavit_jax.weights import exchange, llama, model_directory
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 CLASS = {"tokenizer_class": "LlamaTokenizer"}
@@ -227,7 +226,7 @@ def test_the_file_survives_import_and_export(pieces, judge, tmp_path):
   (tmp_path / "source").mkdir()
   shutil.copy(pieces, tmp_path / "source")
   model_directory.save(tmp_path / "model", {}, text_tokenizer=tmp_path / "source")
-  convert._add_text_tokenizer(tmp_path / "model", tmp_path / "out")
+  exchange._add_text_tokenizer(tmp_path / "model", tmp_path / "out")
   assert (tmp_path / "out/tokenizer.model").read_bytes() == pieces.read_bytes()
   assert text.load_text_tokenizer(tmp_path / "out").encode("nlddaa cr") == judge.encode(
     "nlddaa cr"

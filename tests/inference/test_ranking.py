@@ -10,11 +10,10 @@ import test_api
 import test_drawing
 from tokenizers import pre_tokenizers
 
-from lavit_jax import convert
 from lavit_jax.data import clip_text
 from lavit_jax.inference import api, pictures, ranking
 from lavit_jax.models import clip, openai_clip, vit
-from lavit_jax.weights import model_directory
+from lavit_jax.weights import exchange, model_directory
 from lavit_jax.weights import openai_clip as openai_weights
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -90,7 +89,7 @@ def test_an_imported_clip_ranks(model, tmp_path):
   part = model_directory.Part(params, sizes)
   openai_weights.write_file(part, tmp_path / "openai.safetensors", None)
   folder = tmp_path / "clip"
-  convert.import_model("openai_clip", tmp_path / "openai.safetensors", folder)
+  exchange.import_model("openai_clip", tmp_path / "openai.safetensors", folder)
   images, texts = test_api.pictures(3), ["A RED", "red " * 40, ""]
   ids, lengths = ranking.reranking.tokens(
     ranking.reranking.load(str(folder), model.mesh, "float32"), texts

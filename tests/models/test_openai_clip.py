@@ -9,9 +9,8 @@ import numpy as np
 import published
 import pytest
 
-from lavit_jax import convert
 from lavit_jax.models import openai_clip
-from lavit_jax.weights import files, model_directory, part, rules
+from lavit_jax.weights import exchange, files, model_directory, part, rules
 from lavit_jax.weights import openai_clip as weights
 
 TINY = openai_clip.VARIANTS["tiny"]
@@ -61,9 +60,9 @@ def test_a_file_of_openai_comes_back_bit_for_bit(tmp_path, dtype):
   facts = dict.fromkeys(("input_resolution", "context_length"), np.int64(32))
   source, out = tmp_path / "clip.safetensors", tmp_path / "out.safetensors"
   published.write_file(source, state | facts)
-  convert.import_model("openai_clip", source, tmp_path / "model")
+  exchange.import_model("openai_clip", source, tmp_path / "model")
   assert model_directory.part_config(tmp_path / "model", "openai_clip") == TINY
-  convert.export_model("openai_clip", tmp_path / "model", out)
+  exchange.export_model("openai_clip", tmp_path / "model", out)
   published.assert_same(files.open_file(out), state)
 
 
@@ -71,8 +70,8 @@ def test_a_file_of_openai_comes_back_bit_for_bit(tmp_path, dtype):
 def test_a_folder_of_transformers_comes_back_bit_for_bit(tmp_path, dtype):
   apart = write_folder(tmp_path / "hf", state_of(weights.HUGGING_FACE, dtype))
   (tmp_path / "hf/vocab.json").write_text("{}")
-  convert.import_model("openai_clip", tmp_path / "hf", tmp_path / "model")
-  convert.export_model("openai_clip", tmp_path / "model", tmp_path / "out")
+  exchange.import_model("openai_clip", tmp_path / "hf", tmp_path / "model")
+  exchange.export_model("openai_clip", tmp_path / "model", tmp_path / "out")
   published.assert_same(files.open_folder(tmp_path / "out"), apart)
   config = files.read_json(tmp_path / "out/config.json")
   assert config == weights.config_of(TINY, dtype)
@@ -86,7 +85,7 @@ def test_both_layouts_give_one_model(tmp_path):
   sums = []
   for number, name in enumerate(("hf", "clip.safetensors")):
     target = tmp_path / str(number)
-    convert.import_model("openai_clip", tmp_path / name, target)
+    exchange.import_model("openai_clip", tmp_path / name, target)
     sums.append(model_directory.checksum(target, ["openai_clip"]))
   assert sums[0] == sums[1]
 
@@ -98,7 +97,7 @@ def test_what_is_missing_or_too_much_is_listed(tmp_path):
   apart["extra"] = np.ones(2, np.float32)
   published.write_file(tmp_path / "hf/model.safetensors", apart)
   with pytest.raises(ValueError) as error:
-    convert.import_model("openai_clip", tmp_path / "hf", tmp_path / "model")
+    exchange.import_model("openai_clip", tmp_path / "hf", tmp_path / "model")
   unused = f"Unused keys: ['extra', '{layer}.q_proj.bias', '{layer}.v_proj.bias']"
   assert unused in str(error.value)
   assert f"Missing for the model: ['{layer}.qkv_proj.bias']" in str(error.value)
@@ -118,12 +117,12 @@ def test_other_models_are_refused(tmp_path, change, message):
   config = weights.config_of(TINY, "float32") | change
   files.write_json(tmp_path / "hf/config.json", config)
   with pytest.raises(ValueError, match=message):
-    convert.import_model("openai_clip", tmp_path / "hf", tmp_path / "model")
+    exchange.import_model("openai_clip", tmp_path / "hf", tmp_path / "model")
 
 
 def test_a_language_model_keeps_its_text_tokenizer(tmp_path):
   with pytest.raises(ValueError, match="expected no --base for openai_clip"):
-    convert.import_model("openai_clip", "x", tmp_path / "model", base="other")
+    exchange.import_model("openai_clip", "x", tmp_path / "model", base="other")
 
 
 def test_a_text_is_read_at_its_end():

@@ -18,6 +18,7 @@ from lavit_jax.models import unet
 from lavit_jax.planning import (
   compiling,
   cost,
+  pod_plan,
   programs,
   serving_programs,
   summary,
@@ -84,7 +85,7 @@ def counted_case(stage: str, mesh: str):
 def test_counted_flops_are_the_analytic_ones(stage, mesh):
   topology.without_chips()
   pod = topology.parse("v5e-8")
-  made = plan.make(tiny(stage, mesh), pod)
+  made = pod_plan.make(tiny(stage, mesh), pod)
   flops = made["flops_per_step"]
   repeated = REPEATED.get(stage, 0) * (MESHES[mesh].get("tensor", 1) - 1)
   expected = (1 + repeated) * flops["analytic"]
@@ -170,7 +171,7 @@ def figures() -> dict:
   pod = topology.parse("v5e:4x2")
   program = program_of("pretrain", "fsdp")
   memory = compiling.Memory(10**9, 0, 10**9, 2 * 10**9, 10**7)
-  groups = plan.argument_groups(program)
+  groups = pod_plan.argument_groups(program)
   times = plan.roofline.Roofline(0.5, 1.0, 0.25, 0.5, 0.1)
   made = {
     "program": "pretrain", "topology": str(pod), "chips": 8, "slices": 1,
@@ -202,13 +203,13 @@ def test_memory_is_bound_by_a_state_written_whole_not_by_a_cache(monkeypatch):
   memory = compiling.Memory(10**9, 10**8, 10**9, 0, 0)
   compiled = compiling.Compiled(text, memory, 1.0, 1.0)
   monkeypatch.setattr(compiling, "compile_lowered", lambda *_: compiled)
-  monkeypatch.setattr(plan, "_place", lambda device: (0, 0, 0))
+  monkeypatch.setattr(pod_plan, "_place", lambda device: (0, 0, 0))
   found = types.SimpleNamespace(jaxpr=jax.make_jaxpr(lambda x: x)(1.0))
   config, pod = tiny("pretrain", "fsdp"), topology.parse("v5e:4x2")
   train = programs.STEPS["pretrain"](config, sharding.make_mesh({"fsdp": 8}))
   decode = serving_programs.decode(config, train.mesh, 8)
   floor = lambda program: (
-    plan._compile(pod, program, found, None, True)["seconds_at_least"]
+    pod_plan._compile(pod, program, found, None, True)["seconds_at_least"]
     * pod.chip.bandwidth
   )
   assert floor(train) == pytest.approx(2.1e9)
@@ -216,7 +217,7 @@ def test_memory_is_bound_by_a_state_written_whole_not_by_a_cache(monkeypatch):
 
 
 def test_a_misfit_says_by_how_much_and_what_helps():
-  made = figures() | plan._misfit(20e9, 16e9)
+  made = figures() | pod_plan._misfit(20e9, 16e9)
   assert remedies("data")[0] == "more of the mesh for --config.mesh.fsdp, less for data"
   made["misfit"]["remedies"] = ["a larger pod"]
   text = summary.page(made)
@@ -227,7 +228,7 @@ def test_a_misfit_says_by_how_much_and_what_helps():
 def remedies(mesh: str, slices: int = 1, **changes) -> list[str]:
   config, pod = tiny("pretrain", mesh, **changes), topology.parse("v5e-8", slices)
   program = programs.STEPS["pretrain"](config, sharding.make_mesh(MESHES[mesh]))
-  return plan._remedies(16e9, config, pod, program)
+  return pod_plan._remedies(16e9, config, pod, program)
 
 
 def test_remedies_are_ones_that_the_program_can_take():
@@ -240,16 +241,16 @@ def test_remedies_are_ones_that_the_program_can_take():
   config, pod = pretrain.get_config("7b"), topology.parse("v5e-8")
   config.model.num_layers = 2
   program = serving_programs.decode(config, sharding.make_mesh({"fsdp": 8}), 64)
-  found = plan._remedies(16e9, config, pod, program)
+  found = pod_plan._remedies(16e9, config, pod, program)
   assert found == ["--rows=32: fewer at a time"]
-  assert plan._labels(config, pod, program)["accumulate"] == 1
-  assert "remat" not in plan._labels(config, pod, program)
+  assert pod_plan._labels(config, pod, program)["accumulate"] == 1
+  assert "remat" not in pod_plan._labels(config, pod, program)
 
 
 def test_batch_and_parameters_are_counted_by_their_shardings():
-  groups = plan.argument_groups(program_of("pretrain", "fsdp"))
+  groups = pod_plan.argument_groups(program_of("pretrain", "fsdp"))
   program = program_of("pretrain", "data")
-  whole = plan.argument_groups(program)
+  whole = pod_plan.argument_groups(program)
   assert groups["batch"] == whole["batch"]
   assert groups["parameters"] < 0.2 * whole["parameters"]
   leaves = jax.tree.leaves(program.arguments["state"].params)
@@ -260,7 +261,7 @@ def test_the_full_size_pixel_decoder_has_a_program():
   config = pixel_decoder.get_config("sd15")
   config.update(dict(batch_size=16, accumulate=1))
   program = programs.pixel_step(config, sharding.make_mesh({"fsdp": 8}))
-  groups = plan.argument_groups(program)
+  groups = pod_plan.argument_groups(program)
   values = sum(x.size for x in jax.tree.leaves(program.arguments["state"].params))
   assert 850e6 < values < 900e6  # U-Net of Stable Diffusion 1.5 and the projection
   assert groups["optimizer"] > 2.9 * groups["parameters"]  # two moments and the average
@@ -280,7 +281,7 @@ def test_one_decoded_token_reads_every_weight_once():
   attention = 2 * 4 * slots * width
   expected = streams * (2 * (layers + table) + attention)
   assert found == pytest.approx(expected, rel=1e-6)
-  held = plan.argument_groups(program)
+  held = pod_plan.argument_groups(program)
   cache = 2 * 2 * streams * slots * width * 2  # k and v, bfloat16
   assert held["cache"] == pytest.approx(cache / 8, rel=0.01)
   assert 2 * layers / 8 < held["parameters"] < 2 * (layers + 2 * table)
@@ -320,7 +321,7 @@ def test_the_sd15_type_draws_from_the_embedding_of_an_empty_text():
   program = serving_programs.draw(config, sharding.make_mesh({"data": 8}), 16)
   given = program.arguments["batch"]
   assert given["start"].shape == (16, 64, 64, 4) and given["null"].shape == (77, 768)
-  assert plan.argument_groups(program)["parameters"] == 2 * 859_520_964  # bfloat16
+  assert pod_plan.argument_groups(program)["parameters"] == 2 * 859_520_964  # bfloat16
   assert program.images == 16
 
 
@@ -331,7 +332,7 @@ def test_the_sdxl_type_draws_by_sizes_from_zeros():
   assert given["start"].shape == (8, 128, 128, 4) and given["null"] is None
   assert given["condition"].context.shape == (8, 256, 2048)
   assert given["condition"].time_ids.shape == (8, 6)
-  held = plan.argument_groups(program)["parameters"]
+  held = pod_plan.argument_groups(program)["parameters"]
   assert held == pytest.approx(2 * 2_567_463_684 / 8, rel=0.01)  # spread over fsdp
 
 
@@ -340,11 +341,11 @@ def test_the_sdxl_type_draws_by_sizes_from_zeros():
   [("tokenize", "visual_tokenizer"), ("decode", "pretrain"), ("draw", "pixel_decoder")],
 )
 def test_a_serving_program_needs_its_stage(kind, stage, monkeypatch):
-  monkeypatch.setattr(plan, "pod_mesh", lambda config, pod: None)
+  monkeypatch.setattr(pod_plan, "pod_mesh", lambda config, pod: None)
   config = (pixel_decoder if stage == "pretrain" else pretrain).get_config("tiny")
   message = f"--program={kind} belongs to stage {stage}, .*=configs/{stage}.py:"
   with pytest.raises(ValueError, match=message):
-    plan._program(kind, config, topology.parse("v5e-8"), 8)
+    pod_plan._program(kind, config, topology.parse("v5e-8"), 8)
 
 
 @needs_compiler
@@ -353,7 +354,7 @@ def test_a_serving_program_needs_its_stage(kind, stage, monkeypatch):
 def test_counted_flops_of_what_serves_are_the_analytic_ones(kind):
   topology.without_chips()
   config = tiny(serving_programs.CONFIG[kind][0], "fsdp")
-  made = plan.make(config, topology.parse("v5e-8"), kind=kind, rows=16)
+  made = pod_plan.make(config, topology.parse("v5e-8"), kind=kind, rows=16)
   flops = made["flops_per_step"]
   analytic = flops["analytic"]
   if kind == "decode":

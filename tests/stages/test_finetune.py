@@ -16,15 +16,15 @@ from test_meshes import BATCH, mesh_of, run_step
 from test_resume import arrays_of, assert_resumed, cut_back
 
 from configs import finetune as finetune_config
-from lavit_jax import LaVIT, convert, train
+from lavit_jax import LaVIT
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import joined, text
 from lavit_jax.inference import frozen_parts
 from lavit_jax.models import lavit
 from lavit_jax.planning import programs
-from lavit_jax.stages import adapters, finetune, pretrain
+from lavit_jax.stages import adapters, finetune, pretrain, stage_run
 from lavit_jax.training import mesh_report, train_state
-from lavit_jax.weights import files, model_directory, part
+from lavit_jax.weights import exchange, files, model_directory, part
 
 ATTENTION = "llama/blocks/attention/"
 SCALE = 2.0
@@ -217,7 +217,7 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
 def finished(tmp_path_factory, run_config, model_folder):
   """A run, and what the model directory held before it."""
   folder, before = tmp_path_factory.mktemp("finetune") / "run", digests(model_folder)
-  train.run(run_config(), str(folder))
+  stage_run.run(run_config(), str(folder))
   return folder, before
 
 
@@ -254,14 +254,14 @@ def test_finetuning_resumes_bit_for_bit(finished, run_config, tmp_path):
   resumed = cut_back(finished[0], tmp_path / "run", 3)
   # XLA on CPU may abort in the collectives of a program that it reads back.
   shutil.rmtree(resumed / "compiled", ignore_errors=True)
-  train.run(run_config(), str(resumed))
+  stage_run.run(run_config(), str(resumed))
   assert_resumed(finished[0], resumed)
 
 
 def test_the_merged_model_loads_and_exports_like_any_other(finished, tmp_path):
   model = LaVIT.load(finished[0] / "model", batch_size=8)
   assert len(model.caption(toy_run.pictures(1))) == 1
-  convert.export_model("llama", finished[0] / "model", tmp_path / "llama")
+  exchange.export_model("llama", finished[0] / "model", tmp_path / "llama")
   exported = files.open_folder(tmp_path / "llama")
   query = model_directory.part_tensors(finished[0] / "model", "llama")
   query = np.asarray(query["blocks.1.attention.query.kernel"]).reshape(64, 64)

@@ -9,7 +9,7 @@ from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from configs import common
-from lavit_jax import train
+from lavit_jax.stages import stage_run
 from lavit_jax.training import checkpoint_files as files
 from lavit_jax.training import metrics
 
@@ -68,6 +68,6 @@ def test_the_model_directory_is_copied(bucket):
       (made / "manifest.json").write_text("{}")
       (made / "text_tokenizer/tokenizer.json").write_text(str(state.sum()))
 
-  train._finish(Stage(), jnp.ones(3), bucket / "model")
+  stage_run._finish(Stage(), jnp.ones(3), bucket / "model")
   assert (bucket / "model/manifest.json").read_text() == "{}"
   assert (bucket / "model/text_tokenizer/tokenizer.json").read_text() == "3.0"

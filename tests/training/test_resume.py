@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 import toy_run
 
-from lavit_jax import train
+from lavit_jax.stages import stage_run
 from lavit_jax.training import compile_cache, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def tokenizer_config(toy_data, encoder_directory):
 
 def test_stage_2_resumes_bit_for_bit(language_run, language_config, tmp_path):
   resumed = cut_back(language_run, tmp_path / "run", 3)
-  train.run(language_config(), str(resumed))
+  stage_run.run(language_config(), str(resumed))
   assert_resumed(language_run, resumed)
   assert not np.array_equal(
     *(arrays_of(language_run, s)["params"]["vit_proj"]["kernel"] for s in (3, 6))
@@ -87,11 +87,11 @@ def test_stage_1_resumes_bit_for_bit_across_the_phase_change(
   tokenizer_config, tmp_path
 ):
   whole = tmp_path / "whole"
-  train.run(tokenizer_config(), str(whole))
+  stage_run.run(tokenizer_config(), str(whole))
   books = [arrays_of(whole, step)["codebook"]["embedding"] for step in (3, 6)]
   assert np.abs(books[0] - books[1]).max() > 0.1  # k-means came between them
   resumed = cut_back(whole, tmp_path / "resumed", 3)
-  train.run(tokenizer_config(), str(resumed))
+  stage_run.run(tokenizer_config(), str(resumed))
   assert_resumed(whole, resumed)
 
 
@@ -111,14 +111,14 @@ def test_sigterm_saves_exits_0_and_resuming_compiles_nothing(
   with monkeypatch.context() as patch, toy_run.own_compiled_programs():
     patch.setattr(metrics.Writer, "write", interrupted)
     with pytest.raises(SystemExit) as stopped:
-      train.run(config, str(tmp_path / "run"))
+      stage_run.run(config, str(tmp_path / "run"))
   assert stopped.value.code == 0
   assert (tmp_path / "run/checkpoints" / str(stop_at) / "checksums.json").is_file()
   with (
     contextlib.closing(compile_cache.Counter()) as counter,
     toy_run.own_compiled_programs(),
   ):
-    train.run(language_config(), str(tmp_path / "run"))
+    stage_run.run(language_config(), str(tmp_path / "run"))
   assert counter.requested > 0 and counter.compiled == 0
   assert_resumed(language_run, tmp_path / "run")
 
@@ -127,7 +127,7 @@ def test_a_run_resumes_on_another_mesh(language_run, language_config, tmp_path):
   resumed = cut_back(language_run, tmp_path / "run", 3)
   config = language_config()
   config.mesh.update(dict(data=1, fsdp=4, sequence=2, tensor=1))
-  train.run(config, str(resumed))
+  stage_run.run(config, str(resumed))
   # Adam divides by the root of tiny moments, so equal gradients differ a little more.
   close = lambda a, b, err_msg: np.testing.assert_allclose(
     a, b, atol=1e-4, err_msg=err_msg
@@ -138,7 +138,7 @@ def test_a_run_resumes_on_another_mesh(language_run, language_config, tmp_path):
 def test_a_finished_run_is_not_trained_again(language_run, language_config, tmp_path):
   again = tmp_path / "run"
   shutil.copytree(language_run, again)
-  train.run(language_config(), str(again))
+  stage_run.run(language_config(), str(again))
   assert tensors_of(again) == tensors_of(language_run)
 
 
@@ -148,7 +148,7 @@ def test_a_half_written_checkpoint_is_passed_over(
   resumed = cut_back(language_run, tmp_path / "run", 3)
   name = "6.orbax-checkpoint-tmp-1"
   shutil.copytree(resumed / "checkpoints/3", resumed / "checkpoints" / name)
-  train.run(language_config(), str(resumed))
+  stage_run.run(language_config(), str(resumed))
   assert_resumed(language_run, resumed)
 
 
@@ -176,11 +176,11 @@ def test_a_damaged_checkpoint_is_never_a_silent_start(
   resumed = cut_back(language_run, tmp_path / "run", 6)
   shutil.rmtree(resumed / "checkpoints/6/state/d")
   with caplog.at_level("ERROR"):
-    train.run(language_config(), str(resumed))
+    stage_run.run(language_config(), str(resumed))
   assert "DAMAGED CHECKPOINT passed over, step 6: state/d/" in caplog.text
   assert_resumed(language_run, resumed)  # from step 3
   shutil.rmtree(resumed / "checkpoints/3")
   shutil.rmtree(resumed / "checkpoints/6/state/d")
   message = "expected a whole checkpoint in .*checkpoints, got damaged ones only"
   with pytest.raises(ValueError, match=message):
-    train.run(language_config(), str(resumed))
+    stage_run.run(language_config(), str(resumed))

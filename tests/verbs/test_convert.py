@@ -8,9 +8,8 @@ import numpy as np
 import published
 import pytest
 
-from lavit_jax import convert
 from lavit_jax.models import unet, vae
-from lavit_jax.weights import files, model_directory, rules, tensors
+from lavit_jax.weights import exchange, files, model_directory, rules, tensors
 
 SUFFIX = ".safetensors"
 DTYPES = ("float32", "bfloat16")
@@ -21,8 +20,8 @@ def test_encoder_round_trip_is_bit_exact(tmp_path, dtype):
   state = published.rounded(golden_data.load("encoder.npz")[0], dtype)
   source, out = tmp_path / "eva.safetensors", tmp_path / "out.safetensors"
   published.write_file(source, state)
-  convert.import_model("eva", source, tmp_path / "model", num_heads=2)
-  convert.export_model("eva", tmp_path / "model", out)
+  exchange.import_model("eva", source, tmp_path / "model", num_heads=2)
+  exchange.export_model("eva", tmp_path / "model", out)
   published.assert_same(files.open_file(out), state)
 
 
@@ -41,10 +40,10 @@ def test_other_encoder_layouts_hold_the_same_model(tmp_path, kind, prefix):
   sums = []
   for name, layout in (("a", "eva"), ("b", kind)):
     target = tmp_path / name
-    convert.import_model(layout, tmp_path / f"{name}.safetensors", target, None, 2)
+    exchange.import_model(layout, tmp_path / f"{name}.safetensors", target, None, 2)
     sums.append(model_directory.checksum(target, ["vit"]))
   assert sums[0] == sums[1]
-  convert.export_model(kind, tmp_path / "b", tmp_path / "out.safetensors")
+  exchange.export_model(kind, tmp_path / "b", tmp_path / "out.safetensors")
   published.assert_same(files.open_file(tmp_path / "out.safetensors"), moved)
 
 
@@ -56,7 +55,7 @@ def test_order_of_query_key_and_value_matters(tmp_path):
   published.write_file(tmp_path / "b.safetensors", state)
   for name in "ab":
     source = tmp_path / f"{name}.safetensors"
-    convert.import_model("eva", source, tmp_path / name, num_heads=2)
+    exchange.import_model("eva", source, tmp_path / name, num_heads=2)
   found = [
     np.asarray(
       model_directory.part_tensors(tmp_path / name, "vit")["blocks.0.attn.qkv.kernel"]
@@ -82,8 +81,8 @@ def test_tied_head_scaled_positions_and_several_ends(tmp_path):
   published.write_llama(source, state, config, SUFFIX)
   ends = {"eos_token_id": [90, 91], "temperature": 0.6}
   files.write_json(source / "generation_config.json", ends)
-  convert.import_model("llama", source, tmp_path / "model")
-  convert.export_model("llama", tmp_path / "model", out)
+  exchange.import_model("llama", source, tmp_path / "model")
+  exchange.export_model("llama", tmp_path / "model", out)
   published.assert_same(files.open_folder(out), state)
   exported = json.loads((out / "config.json").read_text())
   assert {key: exported[key] for key in config} == config
@@ -93,7 +92,7 @@ def test_tied_head_scaled_positions_and_several_ends(tmp_path):
   params["head"] = {"kernel": np.asarray(params["head"]["kernel"]) + 1}
   part = model_directory.Part(params, untied.config)
   model_directory.save(tmp_path / "trained", {"llama": part})
-  convert.export_model("llama", tmp_path / "trained", tmp_path / "apart")
+  exchange.export_model("llama", tmp_path / "trained", tmp_path / "apart")
   assert "lm_head.weight" in files.open_folder(tmp_path / "apart")
   assert not json.loads((tmp_path / "apart/config.json").read_text())[
     "tie_word_embeddings"
@@ -107,11 +106,11 @@ def test_llama_round_trip_is_bit_exact(tmp_path, dtype, monkeypatch):
   source, out = tmp_path / "llama", tmp_path / "out"
   published.write_llama(source, state, config, SUFFIX)
   published.write_words(source, 97)
-  convert.import_model("llama", source, tmp_path / "model")
+  exchange.import_model("llama", source, tmp_path / "model")
   part = model_directory.part_config(tmp_path / "model", "llama")
   assert (part["vocab_size"], part["padded_size"], part["text_size"]) == (100, 128, 97)
   monkeypatch.setattr(files, "SHARD_BYTES", 20_000)
-  convert.export_model("llama", tmp_path / "model", out)
+  exchange.export_model("llama", tmp_path / "model", out)
   assert len(list(out.glob("model-*-of-*.safetensors"))) > 2
   published.assert_same(files.open_folder(out), state)
   exported = json.loads((out / "config.json").read_text())
@@ -126,14 +125,14 @@ def test_card_says_what_and_from_which_run(tmp_path):
   published.write_llama(tmp_path / "llama", state, config, SUFFIX)
   run = tmp_path / "run"
   run.mkdir()
-  convert.import_model("llama", tmp_path / "llama", run / "model")
-  convert.export_model("llama", run / "model", tmp_path / "first")
+  exchange.import_model("llama", tmp_path / "llama", run / "model")
+  exchange.export_model("llama", run / "model", tmp_path / "first")
   assert "nothing known" in (tmp_path / "first/README.md").read_text()
   files.write_json(run / "config.json", {"stage": "pretrain", "data": {"train": "d/t"}})
   record = {"step": 7, "kind": "eval", "time": 1.0, "loss_text": 2.5}
   lines = [json.dumps(record), json.dumps(record | {"kind": "train"}), '{"step']
   (run / "metrics.jsonl").write_text("\n".join(lines))
-  convert.export_model("llama", run / "model", tmp_path / "out")
+  exchange.export_model("llama", run / "model", tmp_path / "out")
   card = (tmp_path / "out/README.md").read_text()
   count = sum(array.size for array in state.values())
   padded = count + 2 * 28 * 32  # filler rows of our tables
@@ -147,8 +146,8 @@ def test_export_in_another_dtype(tmp_path):
   source = tmp_path / "llama"
   config = published.llama_config(state, 4) | {"num_key_value_heads": 2}
   published.write_llama(source, state, config, SUFFIX)
-  convert.import_model("llama", source, tmp_path / "model")
-  convert.export_model("llama", tmp_path / "model", tmp_path / "out", dtype="bfloat16")
+  exchange.import_model("llama", source, tmp_path / "model")
+  exchange.export_model("llama", tmp_path / "model", tmp_path / "out", dtype="bfloat16")
   found = files.open_folder(tmp_path / "out")
   published.assert_same(found, published.rounded(state, "bfloat16"))
 
@@ -156,8 +155,8 @@ def test_export_in_another_dtype(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_whole_lavit_comes_back_bit_for_bit(tmp_path, dtype):
   published.write_whole_lavit(tmp_path / "lavit", SUFFIX, dtype)
-  convert.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
-  convert.export_model("lavit", tmp_path / "model", tmp_path / "out", SUFFIX)
+  exchange.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
+  exchange.export_model("lavit", tmp_path / "model", tmp_path / "out", SUFFIX)
   before, after = (published.all_weights(tmp_path / n) for n in ("lavit", "out"))
   assert before.keys() == after.keys()
   for name, state in before.items():
@@ -183,20 +182,20 @@ def test_filler_rows_of_a_lavit_vocabulary_are_left_out(tmp_path):
     state[key] = np.pad(state[key], ((0, 7), (0, 0)), constant_values=3)
   config = published.llama_config(state, 2)
   published.write_llama(tmp_path / "lavit/language_model", state, config, SUFFIX)
-  convert.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
-  convert.export_model("llama", tmp_path / "model", tmp_path / "out")
+  exchange.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
+  exchange.export_model("llama", tmp_path / "model", tmp_path / "out")
   found = files.open_folder(tmp_path / "out")
   published.assert_same(found, states["language_model/model"])
 
 
 def test_base_parts_are_taken_over(tmp_path):
   published.write_lavit(tmp_path / "lavit", SUFFIX)
-  convert.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
+  exchange.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
   state = published.random_llama(100)
   config = published.llama_config(state, 4) | {"num_key_value_heads": 2}
   published.write_llama(tmp_path / "llama", state, config, SUFFIX)
   new, base = tmp_path / "new", tmp_path / "model"
-  convert.import_model("llama", tmp_path / "llama", new, base=base)
+  exchange.import_model("llama", tmp_path / "llama", new, base=base)
   assert model_directory.part_config(new, "llama")["vocab_size"] == 100
   assert model_directory.checksum(new, ["vit"]) == model_directory.checksum(
     base, ["vit"]
@@ -209,7 +208,7 @@ def test_every_unused_key_and_unfilled_target_is_listed(tmp_path):
   state["extra"] = state.pop("norm.bias")
   published.write_file(tmp_path / "eva.safetensors", state)
   with pytest.raises(ValueError) as error:
-    convert.import_model("eva", tmp_path / "eva.safetensors", tmp_path / "m", None, 2)
+    exchange.import_model("eva", tmp_path / "eva.safetensors", tmp_path / "m", None, 2)
   message = str(error.value)
   assert "Unused keys: ['blocks.1.gamma_1', 'extra']" in message
   assert "Missing for the model: ['norm.bias']" in message
@@ -223,7 +222,7 @@ def test_old_rotary_buffers_are_optional(tmp_path):
   published.write_llama(
     tmp_path / "llama", state | {name: np.ones(4, np.float32)}, config, SUFFIX
   )
-  convert.import_model("llama", tmp_path / "llama", tmp_path / "model")
+  exchange.import_model("llama", tmp_path / "llama", tmp_path / "model")
   assert model_directory.damaged_files(tmp_path / "model") == []
 
 
@@ -232,7 +231,7 @@ def test_an_existing_target_is_left_alone(tmp_path):
   target.mkdir()
   (target / "thesis.txt").write_text("years")
   with pytest.raises(ValueError, match="expected a new target"):
-    convert.import_model("eva", "nothing", target)
+    exchange.import_model("eva", "nothing", target)
   assert (target / "thesis.txt").read_text() == "years"
 
 
@@ -246,7 +245,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
 
   monkeypatch.setattr(tensors, "write_safetensors", full)
   with pytest.raises(OSError):
-    convert.import_model("llama", tmp_path / "llama", tmp_path / "model")
+    exchange.import_model("llama", tmp_path / "llama", tmp_path / "model")
   assert {path.name for path in tmp_path.iterdir()} == {"llama"}
 
 

@@ -8,7 +8,13 @@ import pytest
 from PIL import Image
 
 from lavit_jax import evaluate_model
-from lavit_jax.evaluate import annotations, frechet, model_tasks, vqa_protocol
+from lavit_jax.evaluate import (
+  annotations,
+  benchmark,
+  frechet,
+  model_tasks,
+  vqa_protocol,
+)
 from lavit_jax.inference.api import LaVIT
 
 
@@ -119,12 +125,12 @@ def evaluation(tmp_path, calls=None):
       calls.extend(entry["id"] for entry in own)
     return predict(own)
 
-  task = evaluate_model.Task(counted, summarize, {"protocol": "vqa"})
+  task = benchmark.Task(counted, summarize, {"protocol": "vqa"})
   return "vqa", task, annotations.read(split, "vqa"), split, "model"
 
 
 def test_the_figure_stands_beside_how_it_came_about(tmp_path):
-  made = evaluate_model.run(*evaluation(tmp_path), str(tmp_path / "out"))
+  made = benchmark.run(*evaluation(tmp_path), str(tmp_path / "out"))
   assert made["figures"] == {"accuracy": 50.0, "questions": 8} and made["n"] == 8
   stored = json.loads((tmp_path / "out/vqa.json").read_text())
   assert stored["settings"] == {"protocol": "vqa"} and "jax" in stored["versions"]
@@ -134,7 +140,7 @@ def test_the_figure_stands_beside_how_it_came_about(tmp_path):
 
 
 def test_hosts_together_equal_one(tmp_path, monkeypatch):
-  one = evaluate_model.run(*evaluation(tmp_path), str(tmp_path / "one"))
+  one = benchmark.run(*evaluation(tmp_path), str(tmp_path / "one"))
   together = str(tmp_path / "two")
   monkeypatch.setattr(evaluate_model.jax, "process_count", lambda: 2)
   monkeypatch.setattr(
@@ -144,7 +150,7 @@ def test_hosts_together_equal_one(tmp_path, monkeypatch):
   for index in (1, 0):  # the first host merges, after the barrier
     monkeypatch.setattr(evaluate_model.jax, "process_index", lambda i=index: i)
     calls = []
-    two = evaluate_model.run(*evaluation(tmp_path, calls), together)
+    two = benchmark.run(*evaluation(tmp_path, calls), together)
     shares.append(calls)
   assert two == one
   assert sorted(shares[0] + shares[1]) == list(range(8)) and len(shares[0]) == 4
@@ -152,22 +158,22 @@ def test_hosts_together_equal_one(tmp_path, monkeypatch):
 
 def test_an_interrupted_evaluation_goes_on(tmp_path):
   target = tmp_path / "out"
-  whole = evaluate_model.run(*evaluation(tmp_path), str(target))
+  whole = benchmark.run(*evaluation(tmp_path), str(target))
   part = target / "parts/vqa-0-of-1.jsonl"
   lines = part.read_text().splitlines(keepends=True)
   part.write_text("".join(lines[:4]) + lines[4][:7])  # killed inside a line
   calls = []
-  assert evaluate_model.run(*evaluation(tmp_path, calls), str(target)) == whole
+  assert benchmark.run(*evaluation(tmp_path, calls), str(target)) == whole
   assert calls == [3, 4, 5, 6, 7]
 
 
 def test_other_settings_need_another_target(tmp_path):
   target = str(tmp_path / "out")
-  evaluate_model.run(*evaluation(tmp_path), target)
+  benchmark.run(*evaluation(tmp_path), target)
   name, task, *rest = evaluation(tmp_path)
-  other = evaluate_model.Task(task.predict, task.summarize, {"protocol": "gqa"})
+  other = benchmark.Task(task.predict, task.summarize, {"protocol": "gqa"})
   with pytest.raises(ValueError, match="choose a new --target"):
-    evaluate_model.run(name, other, *rest, target)
+    benchmark.run(name, other, *rest, target)
 
 
 def test_captions_are_written_for_coco(tmp_path):

@@ -15,7 +15,7 @@ from absl.testing import flagsaver
 from benchmarks import plan_runs
 from configs import pretrain
 from lavit_jax import plan, train
-from lavit_jax.planning import compiling, kept, topology
+from lavit_jax.planning import compiling, kept, pod_plan, topology
 
 TINY = ("--config=configs/pretrain.py:tiny", "--config.batch_size=16")
 
@@ -29,7 +29,9 @@ def command(monkeypatch):
 
   monkeypatch.setattr(compiling, "compile_lowered", compiler)
   monkeypatch.setattr(topology, "devices", lambda pod: jax.devices()[: pod.chips])
-  monkeypatch.setattr(plan, "_place", lambda device: (0, device.id % 2, device.id // 2))
+  monkeypatch.setattr(
+    pod_plan, "_place", lambda device: (0, device.id % 2, device.id // 2)
+  )
   monkeypatch.setattr(kept.importlib.metadata, "version", lambda name: "0.0")
 
   def run(*arguments):

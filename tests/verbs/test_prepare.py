@@ -15,6 +15,7 @@ import web_data
 from lavit_jax import prepare
 from lavit_jax.data import conversion, dry_run, records
 from lavit_jax.data.sources import fields
+from lavit_jax.toy import prepared
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -74,7 +75,7 @@ def test_other_inputs_do_not_continue_a_run(tars, tmp_path):
   web_data.tar(tmp_path / "more" / "x.tar", web_data.pair(0))
   with pytest.raises(ValueError, match="continue the run.*parts differ"):
     prepare.run(jobs_of(tmp_path / "more", tmp_path / "out"))
-  records.write_shards(prepare.toy_records("novel", 2), tmp_path / "toy", "toy", 2)
+  records.write_shards(prepared.toy_records("novel", 2), tmp_path / "toy", "toy", 2)
   with pytest.raises(ValueError, match="new folder, got other records"):
     prepare.run(jobs_of(tars, tmp_path / "toy"))
 
@@ -89,7 +90,7 @@ def test_two_runs_do_not_share_a_folder(tars, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_run_lets_go_of_its_folder(tmp_path, monkeypatch, processes):
-  monkeypatch.setattr(prepare, "ENOUGH", 2)
+  monkeypatch.setattr(prepared, "ENOUGH", 2)
   web_data.tar(tmp_path / "in" / "0.tar", [("a.jpg", b"x"), ("b.txt", b"x")])
   web_data.tar(tmp_path / "in" / "1.tar", web_data.pair(1))
   jobs = jobs_of(tmp_path / "in", tmp_path / "out")
@@ -125,7 +126,7 @@ def test_too_many_bad_records_stop_the_run_and_a_higher_limit_goes_on(tmp_path):
 
 
 def test_many_bad_records_stop_a_run_before_its_end(tars, tmp_path, monkeypatch):
-  monkeypatch.setattr(prepare, "ENOUGH", 2)
+  monkeypatch.setattr(prepared, "ENOUGH", 2)
   web_data.tar(tmp_path / "in" / "0.tar", [("a.jpg", b"x"), ("b.txt", b"x")])
   web_data.tar(tmp_path / "in" / "1.tar", web_data.pair(1))
   jobs = jobs_of(tmp_path / "in", tmp_path / "out")

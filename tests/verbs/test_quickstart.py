@@ -7,9 +7,9 @@ import sys
 import pytest
 import test_report
 
-from lavit_jax import quickstart as quickstart_module
+from lavit_jax.toy import quickstart_run
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def quickstart(workdir, *flags):
@@ -50,9 +50,7 @@ def test_smoke_run_goes_through_everything(finished):
 
 
 def test_a_seed_reaches_weights_and_order_of_every_stage(tmp_path):
-  made = [
-    quickstart_module._configs(tmp_path, quickstart_module.FULL, s) for s in (0, 1)
-  ]
+  made = [quickstart_run.configs(tmp_path, quickstart_run.FULL, s) for s in (0, 1)]
   for seeds in zip(*(configs.values() for configs in made)):
     assert [config.seed for config in seeds] == [0, 1]
   orders = [c.data.shuffle_seed for configs in made for c in configs.values()]

@@ -7,21 +7,21 @@ import pytest
 import toy_run
 
 from configs import visual_tokenizer
-from lavit_jax import sweep
 from lavit_jax.models import visual_tokenizer as model
 from lavit_jax.models import vit
+from lavit_jax.planning import measured_sweep
 
 
 def test_all_layouts_of_eight_devices():
-  found = [sweep.name_of(layout) for layout in sweep.layouts(8)]
+  found = [measured_sweep.name_of(layout) for layout in measured_sweep.layouts(8)]
   assert len(found) == len(set(found)) == 20
   assert found[0] == "1x1x1x8" and "2x2x1x2" in found
 
 
 def test_a_layout_is_read_and_named():
-  assert sweep.name_of(sweep.parse("1x8x1x2")) == "1x8x1x2"
+  assert measured_sweep.name_of(measured_sweep.parse("1x8x1x2")) == "1x8x1x2"
   with pytest.raises(ValueError, match="expected a layout data x fsdp x sequence x"):
-    sweep.parse("8x1")
+    measured_sweep.parse("8x1")
 
 
 def test_the_table_has_the_fastest_first():
@@ -31,7 +31,7 @@ def test_the_table_has_the_fastest_first():
     dict(layout="1x1x1x8", reason="does not divide"),
     dict(layout="1x8x1x1", seconds=0.1, **ran | dict(predicted_seconds=0.09)),
   ]
-  lines = sweep.table(rows).splitlines()
+  lines = measured_sweep.table(rows).splitlines()
   assert lines[2] == "| 1x8x1x1 | 0.1000 | 0.0900 | 2.000 | 1.000 |"
   assert lines[3].startswith("| 8x1x1x1 | 0.2000 |  |")
   assert lines[4] == "| 1x1x1x8 | does not divide | | | |"
@@ -49,8 +49,8 @@ def config(monkeypatch):
 
 
 def test_real_steps_are_measured_on_each_layout(config, tmp_path):
-  chosen = [sweep.parse(text) for text in ("1x8x1x1", "2x2x1x2", "4x4x1x1")]
-  rows = sweep.run(config, chosen, 2, "", str(tmp_path))
+  chosen = [measured_sweep.parse(text) for text in ("1x8x1x1", "2x2x1x2", "4x4x1x1")]
+  rows = measured_sweep.run(config, chosen, 2, "", str(tmp_path))
   for row in rows[:2]:
     assert row["seconds"] > 0 and row["compiled_bytes"] > 1e5
     assert row["tokens_per_second"] > 0 and row["estimated_bytes"] > 1e5

@@ -16,7 +16,7 @@ from lavit_jax import prepare, tokenize
 from lavit_jax.core import sharding
 from lavit_jax.data import conversion, images, items, records, text, token_figures
 from lavit_jax.data.sources import fields
-from lavit_jax.inference import frozen_parts, tokenizing
+from lavit_jax.inference import frozen_parts, sidecars, tokenizing
 from lavit_jax.models import codebook, selector, whitening
 
 
@@ -84,7 +84,7 @@ def test_the_batch_changes_no_code(data, visual_tokenizer_directory, tmp_path):
   for size in (8, 16):
     folder = tmp_path / f"batch{size}"
     shutil.copytree(data, folder)
-    manifest = tokenize.run(str(visual_tokenizer_directory), str(folder), size)
+    manifest = sidecars.run(str(visual_tokenizer_directory), str(folder), size)
     sidecar = records.Sidecar(folder / "codes")
     assert manifest["count"] == len(sidecar) == 10
     found.append([sidecar.read(i) for i in range(10)])
@@ -105,7 +105,7 @@ def test_an_interrupted_run_continues_with_the_missing_shards(
 
   monkeypatch.setattr(records.SidecarWriter, "write", stop_after_one)
   with pytest.raises(KeyboardInterrupt):
-    tokenize.run(str(visual_tokenizer_directory), str(data), 8)
+    sidecars.run(str(visual_tokenizer_directory), str(data), 8)
   with pytest.raises(ValueError, match="an unfinished folder"):
     records.Sidecar(data / "codes")
   first = next((data / "codes").glob("*-00000-*.array_record"))
@@ -116,12 +116,12 @@ def test_an_interrupted_run_continues_with_the_missing_shards(
     write(self, number, sidecars)
 
   monkeypatch.setattr(records.SidecarWriter, "write", note)
-  tokenize.run(str(visual_tokenizer_directory), str(data), 8)
+  sidecars.run(str(visual_tokenizer_directory), str(data), 8)
   assert written == [0, 1, 2] and first.stat().st_mtime_ns == stamp
   assert len(records.Sidecar(data / "codes")) == 10
 
 
-def sidecars(folder):
+def sidecar_bytes(folder):
   """The shards' bytes and the report of a finished sidecar."""
   names = sorted((folder / "codes").glob("*.array_record"))
   names += [folder / "codes" / "manifest.json", folder / "codes" / "report.json"]
@@ -138,7 +138,7 @@ def tokenized_tars(tmp_path_factory, visual_tokenizer_directory):
     conversion.plan("webdataset", [pattern], str(folder / "out"), fields.Fields(), 1)
   )
   shutil.copytree(folder / "out", folder / "bare")
-  tokenize.run(str(visual_tokenizer_directory), str(folder / "out"), 8)
+  sidecars.run(str(visual_tokenizer_directory), str(folder / "out"), 8)
   return folder
 
 
@@ -146,8 +146,8 @@ def test_the_mesh_changes_no_byte(tokenized_tars, visual_tokenizer_directory, tm
   shutil.copytree(tokenized_tars / "bare", tmp_path / "data")
   sizes = tokenize.parse_mesh(["fsdp=2", "tensor=2"])
   model = str(visual_tokenizer_directory)
-  tokenize.run(model, str(tmp_path / "data"), 8, mesh_sizes=sizes, threads=3)
-  assert sidecars(tmp_path / "data") == sidecars(tokenized_tars / "out")
+  sidecars.run(model, str(tmp_path / "data"), 8, mesh_sizes=sizes, threads=3)
+  assert sidecar_bytes(tmp_path / "data") == sidecar_bytes(tokenized_tars / "out")
 
 
 def test_two_processes_and_a_killed_one_write_the_same(
@@ -158,7 +158,7 @@ def test_two_processes_and_a_killed_one_write_the_same(
   tokenize_process.kill(visual_tokenizer_directory, folder, shards=1)
   assert not (folder / "codes" / "manifest.json").exists()
   tokenize_process.run(visual_tokenizer_directory, folder, processes=2)
-  assert sidecars(folder) == sidecars(tokenized_tars / "out")
+  assert sidecar_bytes(folder) == sidecar_bytes(tokenized_tars / "out")
   assert not list(folder.glob("codes/*.tmp"))
 
 
@@ -186,8 +186,8 @@ def test_a_picture_that_does_not_decode_keeps_its_place(
   records.write_shards(made, tmp_path / "data", "toy", 4)
   model, data = str(visual_tokenizer_directory), str(tmp_path / "data")
   with pytest.raises(ValueError, match="(?s)at most 1.00% bad.*1 of 6.*r2"):
-    tokenize.run(model, data, 8)
-  tokenize.run(model, data, 8, max_bad=0.2)
+    sidecars.run(model, data, 8)
+  sidecars.run(model, data, 8, max_bad=0.2)
   sidecar = records.Sidecar(tmp_path / "data" / "codes")
   assert [sidecar[i]["id"] for i in range(6)] == [f"r{i}" for i in range(6)]
   assert sidecar[2]["count"] == 0 and sidecar[2]["texts"] == []
@@ -204,16 +204,16 @@ def test_mesh_axes_are_read_from_words():
 def test_another_tokenizer_does_not_continue_a_sidecar(
   data, visual_tokenizer_directory, encoder_directory, toy_data, tmp_path
 ):
-  tokenize.run(str(visual_tokenizer_directory), str(data), 8)
+  sidecars.run(str(visual_tokenizer_directory), str(data), 8)
   words = toy_data / "text_tokenizer"
   toy_run.write_visual_tokenizer(tmp_path / "model", encoder_directory, words, seed=4)
   with pytest.raises(ValueError, match="expected to continue a sidecar of"):
-    tokenize.run(str(tmp_path / "model"), str(data), 8)
+    sidecars.run(str(tmp_path / "model"), str(data), 8)
 
 
 def test_batch_that_the_devices_do_not_divide(data, visual_tokenizer_directory):
   with pytest.raises(ValueError, match=r"data\*fsdp = 8 do not divide batch_size = 12"):
-    tokenize.run(str(visual_tokenizer_directory), str(data), 12)
+    sidecars.run(str(visual_tokenizer_directory), str(data), 12)
 
 
 def test_reconstruction_reads_only_the_codes_of_a_picture(visual_tokenizer_directory):

@@ -9,8 +9,9 @@ import sys
 import pytest
 import toy_run
 
-from lavit_jax import prepare, train
 from lavit_jax.data import records
+from lavit_jax.stages import stage_run
+from lavit_jax.toy import prepared
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def tokenizer_config(toy_data, encoder_directory):
 
 def refused(config, workdir, match):
   with pytest.raises(ValueError, match=match) as error:
-    train.run(config, str(workdir))
+    stage_run.run(config, str(workdir))
   assert "\n" not in str(error.value)
 
 
@@ -108,7 +109,7 @@ def test_checkpoint_over_other_frozen_parts(
   folder = tmp_path / "model"
   shutil.copytree(encoder_directory, folder)
   config.init_from = str(folder)
-  train.run(config, str(tmp_path / "run"))
+  stage_run.run(config, str(tmp_path / "run"))
   manifest = json.loads((folder / "manifest.json").read_text())
   manifest["parts"]["vit"]["checksum"] = "0" * 64
   (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -176,7 +177,7 @@ def test_data_without_pictures(tokenizer_config, tmp_path):
 def test_data_without_codes(language_config, tmp_path):
   config = language_config()
   folder = tmp_path / "data"
-  records.write_shards(prepare.toy_records("train", 8), folder, "toy", 8)
+  records.write_shards(prepared.toy_records("train", 8), folder, "toy", 8)
   config.data.train = str(folder)
   message = "expected a finished folder .*data/codes; run python -m lavit_jax.tokenize"
   refused(config, tmp_path / "run", message)

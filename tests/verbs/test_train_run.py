@@ -12,7 +12,7 @@ import test_loop
 import toy_run
 from PIL import Image
 
-from lavit_jax import train
+from lavit_jax.stages import stage_run
 from lavit_jax.training import checkpoint, compile_cache, metrics
 
 
@@ -34,7 +34,7 @@ def toy(monkeypatch):
     stage.finish = finish
     return stage
 
-  monkeypatch.setitem(train.STAGES, "toy", build)
+  monkeypatch.setitem(stage_run.STAGES, "toy", build)
 
 
 def config(**changes):
@@ -49,7 +49,7 @@ def model(folder):
 
 
 def test_a_run_and_what_it_leaves(tmp_path, capsys):
-  seconds = train.run(config(), str(tmp_path))
+  seconds = stage_run.run(config(), str(tmp_path))
   assert seconds["total"] > seconds["compile"] > 0 and seconds["start"] > 0
   said = capsys.readouterr().err
   assert said.startswith("mesh: data 1 x fsdp 4") and "parameters 12 B" in said
@@ -65,7 +65,7 @@ def test_sigterm_exits_0_and_resuming_is_exact_and_compiles_nothing(
   tmp_path, monkeypatch
 ):
   whole, folder = tmp_path / "whole", tmp_path / "run"
-  train.run(config(), str(whole))
+  stage_run.run(config(), str(whole))
   write = metrics.Writer.write
 
   def interrupted(writer, step, kind, values):
@@ -77,7 +77,7 @@ def test_sigterm_exits_0_and_resuming_is_exact_and_compiles_nothing(
   with monkeypatch.context() as patch, toy_run.own_compiled_programs():
     patch.setattr(metrics.Writer, "write", interrupted)
     with pytest.raises(SystemExit) as stopped:
-      train.run(config(), str(folder))
+      stage_run.run(config(), str(folder))
   assert stopped.value.code == 0 and not (folder / "model").exists()
   assert checkpoint.Checkpoints(str(folder), test_loop.KEEP).newest() == 8
   jax.clear_caches()
@@ -85,22 +85,22 @@ def test_sigterm_exits_0_and_resuming_is_exact_and_compiles_nothing(
     contextlib.closing(compile_cache.Counter()) as counter,
     toy_run.own_compiled_programs(),
   ):
-    train.run(config(), str(folder))
+    stage_run.run(config(), str(folder))
   assert counter.requested > 0 and counter.compiled == 0
   np.testing.assert_array_equal(model(folder), model(whole))
 
 
 def test_parameters_of_another_run(tmp_path, capsys):
-  train.run(config(), str(tmp_path / "first"))
+  stage_run.run(config(), str(tmp_path / "first"))
   changes = dict(num_steps=1, parameters_from=str(tmp_path / "first"))
-  train.run(config(**changes), str(tmp_path / "second"))
+  stage_run.run(config(**changes), str(tmp_path / "second"))
   assert "parameters from" in capsys.readouterr().out
   moved = np.abs(model(tmp_path / "second") - model(tmp_path / "first"))
   assert moved.max() < 0.2  # one step of Adam away
 
 
 def test_the_checkpoint_of_other_settings_is_refused(tmp_path):
-  train.run(config(num_steps=2), str(tmp_path))
-  train.run(config(num_steps=2, log_every=1, step_timeout=5), str(tmp_path))
+  stage_run.run(config(num_steps=2), str(tmp_path))
+  stage_run.run(config(num_steps=2, log_every=1, step_timeout=5), str(tmp_path))
   with pytest.raises(ValueError, match=r"configuration \(num_steps: 2 -> 3\)"):
-    train.run(config(num_steps=3), str(tmp_path))
+    stage_run.run(config(num_steps=3), str(tmp_path))

@@ -8,8 +8,7 @@ import numpy as np
 import published
 import pytest
 
-from lavit_jax import convert
-from lavit_jax.weights import files, model_directory
+from lavit_jax.weights import exchange, files, model_directory
 
 pytestmark = pytest.mark.judge
 DTYPES = ("float32", "bfloat16")
@@ -58,15 +57,15 @@ def test_transformers_loads_the_export_strictly_and_agrees(tmp_path, suffix):
   import torch
 
   model = torch_llama(tmp_path / "llama")
-  convert.import_model("llama", tmp_path / "llama", tmp_path / "model")
-  convert.export_model("llama", tmp_path / "model", tmp_path / "out", suffix)
+  exchange.import_model("llama", tmp_path / "llama", tmp_path / "model")
+  exchange.export_model("llama", tmp_path / "model", tmp_path / "out", suffix)
   back = load_strictly(tmp_path / "out")
   for (key, a), (other, b) in zip(
     model.state_dict().items(), back.state_dict().items()
   ):
     assert key == other
     assert torch.equal(a, b), key
-  certificate = convert.verify("llama", tmp_path / "out", tmp_path / "model")
+  certificate = exchange.verify("llama", tmp_path / "out", tmp_path / "model")
   assert certificate["torch"]
   assert certificate["modules"][0]["other_side"] == "torch"
   assert certificate["modules"][0]["largest_deviation"] < ATOL
@@ -78,12 +77,12 @@ def test_llama3_agrees(tmp_path):
   model = torch_llama(tmp_path / "llama", tied=True, rope_parameters=rope)
   model.generation_config.eos_token_id = [2, 7]
   model.save_pretrained(tmp_path / "llama")
-  convert.import_model("llama", tmp_path / "llama", tmp_path / "model")
-  convert.export_model("llama", tmp_path / "model", tmp_path / "out")
+  exchange.import_model("llama", tmp_path / "llama", tmp_path / "model")
+  exchange.export_model("llama", tmp_path / "model", tmp_path / "out")
   back = load_strictly(tmp_path / "out")
   assert back.generation_config.eos_token_id == [2, 7]
   assert back.lm_head.weight is back.model.embed_tokens.weight
-  record = convert.verify("llama", tmp_path / "out", tmp_path / "model")["modules"][0]
+  record = exchange.verify("llama", tmp_path / "out", tmp_path / "model")["modules"][0]
   assert record["other_side"] == "torch"
   assert record["largest_deviation"] < ATOL * max(1, record["largest_value"])
 
@@ -91,13 +90,13 @@ def test_llama3_agrees(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_whole_lavit_in_bin_comes_back_and_agrees(tmp_path, dtype):
   published.write_whole_lavit(tmp_path / "lavit", ".bin", dtype)
-  convert.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
-  convert.export_model("lavit", tmp_path / "model", tmp_path / "out", ".bin")
+  exchange.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
+  exchange.export_model("lavit", tmp_path / "model", tmp_path / "out", ".bin")
   before, after = (published.all_weights(tmp_path / n) for n in ("lavit", "out"))
   assert before.keys() == after.keys()
   for name, state in before.items():
     published.assert_same(after[name], state)
-  certificate = convert.verify("lavit", tmp_path / "out", tmp_path / "model")
+  certificate = exchange.verify("lavit", tmp_path / "out", tmp_path / "model")
   records = {r["module"]: r for r in certificate["modules"]}
   assert len(records) == 12
   print({name: r["largest_deviation"] for name, r in records.items()})
@@ -110,8 +109,8 @@ def test_whole_lavit_in_bin_comes_back_and_agrees(tmp_path, dtype):
 def test_bin_files_round_trip(tmp_path, dtype):
   state = published.rounded(golden_data.load("encoder.npz")[0], dtype)
   published.write_file(tmp_path / "eva.bin", state)
-  convert.import_model("eva", tmp_path / "eva.bin", tmp_path / "model", num_heads=2)
-  convert.export_model("eva", tmp_path / "model", tmp_path / "out.bin")
+  exchange.import_model("eva", tmp_path / "eva.bin", tmp_path / "model", num_heads=2)
+  exchange.export_model("eva", tmp_path / "model", tmp_path / "out.bin")
   published.assert_same(files.open_file(tmp_path / "out.bin"), state)
 
 
@@ -122,7 +121,7 @@ def test_bin_and_safetensors_import_alike(tmp_path):
   for suffix in (".bin", ".safetensors"):
     source, target = tmp_path / f"from{suffix}", tmp_path / f"to{suffix}"
     published.write_llama(source, state, config, suffix)
-    convert.import_model("llama", source, target)
+    exchange.import_model("llama", source, target)
     sums.append(model_directory.checksum(target, ["llama"]))
   assert sums[0] == sums[1]
 
@@ -148,7 +147,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, how):
   else:
     torch.save(held, path, _use_new_zipfile_serialization=how == "zip")
   with pytest.raises(ValueError, match="nothing of it was run") as error:
-    convert.import_model("eva", path, tmp_path / "model", num_heads=2)
+    exchange.import_model("eva", path, tmp_path / "model", num_heads=2)
   assert "\n" not in str(error.value)
   assert sorted(p.name for p in tmp_path.iterdir()) == ["eva.bin"]
 
@@ -160,7 +159,7 @@ def test_truncated_bin(tmp_path, keep):
   size = int(keep * len(data)) if keep < 1 else keep
   (tmp_path / "eva.bin").write_bytes(data[:size])
   with pytest.raises(ValueError, match=r"expected (a whole PyTorch|only tensors)"):
-    convert.import_model("eva", tmp_path / "eva.bin", tmp_path / "model", num_heads=2)
+    exchange.import_model("eva", tmp_path / "eva.bin", tmp_path / "model", num_heads=2)
   assert not (tmp_path / "model").exists()
 
 
@@ -170,15 +169,15 @@ def test_bin_without_tensors(tmp_path, held):
 
   torch.save(held, tmp_path / "eva.bin")
   with pytest.raises(ValueError, match="^expected (a tensor|tensors)"):
-    convert.import_model("eva", tmp_path / "eva.bin", tmp_path / "model", num_heads=2)
+    exchange.import_model("eva", tmp_path / "eva.bin", tmp_path / "model", num_heads=2)
 
 
 def test_diffusers_loads_the_export_strictly(tmp_path):
   import diffusers
 
   published.write_pixels(tmp_path / "sd", 24, 0, ".safetensors")
-  convert.import_model("diffusion", tmp_path / "sd", tmp_path / "model")
-  convert.export_model("diffusion", tmp_path / "model", tmp_path / "out")
+  exchange.import_model("diffusion", tmp_path / "sd", tmp_path / "model")
+  exchange.export_model("diffusion", tmp_path / "model", tmp_path / "out")
   for name, kind in (
     ("unet", diffusers.UNet2DConditionModel),
     ("vae", diffusers.AutoencoderKL),
@@ -187,6 +186,8 @@ def test_diffusers_loads_the_export_strictly(tmp_path):
     assert not any(report[key] for key in report), report
   scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "out/scheduler")
   assert scheduler.config.steps_offset == 1
-  records = convert.verify("diffusion", tmp_path / "out", tmp_path / "model")["modules"]
+  records = exchange.verify("diffusion", tmp_path / "out", tmp_path / "model")[
+    "modules"
+  ]
   assert {r["module"] for r in records if r["other_side"] == "torch"} == {"unet", "vae"}
   assert np.max([r["largest_deviation"] for r in records]) < ATOL

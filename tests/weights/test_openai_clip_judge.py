@@ -4,9 +4,8 @@ import numpy as np
 import published
 import pytest
 
-from lavit_jax import convert
 from lavit_jax.models import openai_clip
-from lavit_jax.weights import files, model_directory, parity
+from lavit_jax.weights import exchange, files, model_directory, parity
 
 pytestmark = pytest.mark.judge
 ATOL = 2e-5
@@ -116,7 +115,7 @@ def test_both_layouts_embed_as_transformers_does(tmp_path, clip, layout):
     torch.save(clip.state_dict() | old, source / "pytorch_model.bin")
   else:
     torch.save(openai_state(clip), source := tmp_path / "openai_clip_ViT-L-14.bin")
-  convert.import_model("openai_clip", source, tmp_path / "model")
+  exchange.import_model("openai_clip", source, tmp_path / "model")
   rng = np.random.default_rng(0)
   images = rng.normal(size=(3, 32, 32, 3)).astype(np.float32)
   ids = rng.integers(0, 97, (3, 13)).astype(np.int32)
@@ -126,7 +125,7 @@ def test_both_layouts_embed_as_transformers_does(tmp_path, clip, layout):
   for a, b in zip(ours(tmp_path / "model", images, ids), expected, strict=True):
     assert np.ptp(b) > 1
     np.testing.assert_allclose(a, b, atol=ATOL)
-  record = convert.verify("openai_clip", source, tmp_path / "model")["modules"][0]
+  record = exchange.verify("openai_clip", source, tmp_path / "model")["modules"][0]
   assert record["other_side"] == "torch" and record["passed"]
 
 
@@ -135,15 +134,15 @@ def test_exports_load_strictly_and_come_back_bit_for_bit(tmp_path, clip):
   import transformers
 
   clip.save_pretrained(tmp_path / "hf")
-  convert.import_model("openai_clip", tmp_path / "hf", tmp_path / "model")
-  convert.export_model("openai_clip", tmp_path / "model", tmp_path / "out")
+  exchange.import_model("openai_clip", tmp_path / "hf", tmp_path / "model")
+  exchange.export_model("openai_clip", tmp_path / "model", tmp_path / "out")
   back, report = transformers.CLIPModel.from_pretrained(
     tmp_path / "out", output_loading_info=True
   )
   assert not any(report[kind] for kind in report), report
   for key, value in clip.state_dict().items():
     assert torch.equal(value, back.state_dict()[key]), key
-  convert.export_model("openai_clip", tmp_path / "model", tmp_path / "out.bin")
+  exchange.export_model("openai_clip", tmp_path / "model", tmp_path / "out.bin")
   expected = {key: value.numpy() for key, value in openai_state(clip).items()}
   published.assert_same(files.open_file(tmp_path / "out.bin"), expected)
   assert parity.clip_ids_of(SIZES["text"]).max() == 98

@@ -9,9 +9,9 @@ import numpy as np
 import published
 import pytest
 
-from lavit_jax import LaVIT, convert
+from lavit_jax import LaVIT
 from lavit_jax.core import sharding
-from lavit_jax.weights import files, model_directory
+from lavit_jax.weights import exchange, files, model_directory
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def folders(tmp_path_factory):
   """A published directory and the model directory imported from it."""
   root = tmp_path_factory.mktemp("lavit")
   published.write_whole_lavit(root / "published", ".safetensors")
-  convert.import_model("lavit", root / "published", root / "model")
+  exchange.import_model("lavit", root / "published", root / "model")
   return root / "published", root / "model"
 
 
@@ -49,7 +49,7 @@ def test_published_directory_loads_as_it_is_on_any_mesh(folders):
 
 def test_exported_keys_have_the_published_patterns(folders, tmp_path):
   full = json.loads((golden_data.folder() / "lavit_fullsize_keys.json").read_text())
-  convert.export_model("lavit", folders[1], tmp_path / "out", ".safetensors")
+  exchange.export_model("lavit", folders[1], tmp_path / "out", ".safetensors")
   pattern = lambda keys: {re.sub(r"\.\d+\.", ".{i}.", key, count=1) for key in keys}
   visual = tmp_path / "out/visual_tokenizer"
   found = {
@@ -88,8 +88,8 @@ def test_decoding_and_sampling_come_back_from_an_export(folders, tmp_path):
   parts = {"condition": model_directory.Part(part.params, part.config | facts)}
   trained, out, back = (tmp_path / name for name in ("trained", "out", "back"))
   model_directory.save(trained, parts, base=folders[1], decoding=own)
-  convert.export_model("lavit", trained, out, ".safetensors")
-  convert.import_model("lavit", out, back)
+  exchange.export_model("lavit", trained, out, ".safetensors")
+  exchange.import_model("lavit", out, back)
   for folder in (out, back):
     assert model_directory.decoding_of(folder) == own
     assert config(folder)["sampling"] == facts["sampling"]
@@ -100,27 +100,27 @@ def test_verify_finds_a_changed_tensor_and_a_damaged_file(folders, tmp_path):
   source = tmp_path / "eva.safetensors"
   state = dict(golden_data.load("encoder.npz")[0])
   published.write_file(source, state)
-  convert.import_model("eva", source, tmp_path / "model", num_heads=2)
-  certificate = convert.verify("eva", source, tmp_path / "model", num_heads=2)
+  exchange.import_model("eva", source, tmp_path / "model", num_heads=2)
+  certificate = exchange.verify("eva", source, tmp_path / "model", num_heads=2)
   assert certificate["modules"][0]["passed"]
   assert json.loads((tmp_path / "model/parity.json").read_text()) == certificate
   state["norm.bias"] = state["norm.bias"] + 1
   published.write_file(source, state)
   with pytest.raises(ValueError, match=r"these differ: \['vit/norm/bias'\]"):
-    convert.verify("eva", source, tmp_path / "model", num_heads=2)
+    exchange.verify("eva", source, tmp_path / "model", num_heads=2)
   file = tmp_path / "model/vit-00000.safetensors"
   data = bytearray(file.read_bytes())
   data[-1] ^= 1
   file.write_bytes(data)
   with pytest.raises(ValueError, match="vit-00000.safetensors"):
-    convert.verify("eva", source, tmp_path / "model", num_heads=2)
+    exchange.verify("eva", source, tmp_path / "model", num_heads=2)
 
 
 def test_a_missing_file_is_named(tmp_path):
   published.write_lavit(tmp_path / "lavit", ".safetensors")
   (tmp_path / "lavit/visual_tokenizer/eva_vitg_psz14.safetensors").unlink()
   with pytest.raises(ValueError, match="expected eva_vitg_psz14.bin or"):
-    convert.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
+    exchange.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
 
 
 def test_a_misfit_names_its_file(tmp_path):
@@ -131,4 +131,4 @@ def test_a_misfit_names_its_file(tmp_path):
   with pytest.raises(
     ValueError, match=r"^tokenizer_encoder: .*Unused keys: \['token_p"
   ):
-    convert.import_model("lavit", tmp_path / "lavit", tmp_path / "model")
+    exchange.import_model("lavit", tmp_path / "lavit", tmp_path / "model")

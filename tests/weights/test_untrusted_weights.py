@@ -8,15 +8,14 @@ import numpy as np
 import published
 import pytest
 
-from lavit_jax import convert
-from lavit_jax.weights import files, tensors
+from lavit_jax.weights import exchange, files, tensors
 
 
 def refused(kind: str, source, tmp_path, expected: str) -> str:
   """Imports, and checks the sentence and that nothing is left."""
   before = sorted(path.name for path in tmp_path.iterdir())
   with pytest.raises(ValueError, match=expected) as error:
-    convert.import_model(kind, source, tmp_path / "model", num_heads=2)
+    exchange.import_model(kind, source, tmp_path / "model", num_heads=2)
   assert sorted(path.name for path in tmp_path.iterdir()) == before
   message = str(error.value)
   assert "\n" not in message
