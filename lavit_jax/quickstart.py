@@ -15,9 +15,13 @@ import sys
 
 from absl import app, flags, logging
 
-WORKDIR = flags.DEFINE_string("workdir", "runs/quickstart", "Folder of the whole run.")
+WORKDIR = flags.DEFINE_string(
+  "workdir", "runs/quickstart", "Folder of the whole run.", allow_override=True
+)
 SMOKE = flags.DEFINE_boolean("smoke", False, "A run through everything in minutes.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, data order and selection.")
+SEED = flags.DEFINE_integer(
+  "seed", 0, "Seed of weights, data order and selection.", allow_override=True
+)
 SPLIT = flags.DEFINE_enum(
   "split",
   "validation",
