@@ -24,10 +24,13 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from lavit_jax import LaVIT, convert  # noqa: E402
-from lavit_jax.data import images  # noqa: E402
-from lavit_jax.generate import tasks  # noqa: E402
-from lavit_jax.toy import digits, language_figures, study  # noqa: E402
+from lavit_jax import LaVIT, convert
+from lavit_jax.data import images
+from lavit_jax.toy import (
+  digits,  # noqa: E402
+  language_figures,  # noqa: E402
+  study,  # noqa: E402
+)
 from lavit_jax.weights import model_directory  # noqa: E402
 
 OWN = slice(0, 200)  # of the test split, shown in finetuning
@@ -63,7 +66,7 @@ def figures(model: pathlib.Path, data: pathlib.Path) -> dict[str, dict]:
   """Digits that were never shown, and the quickstart's held-out scenes."""
   loaded = LaVIT.load(model, batch_size=64)
   size = loaded.coder.tower.image_size
-  said = lambda pictures: loaded.caption(pictures, how=tasks.PLAIN_CAPTION)
+  said = lambda pictures: loaded.caption(pictures)
   rest = records(REST)
   numbers = np.stack([images.decode(record["image"], size) for record in rest])
   split = study.load_split(f"{data}/test", size)

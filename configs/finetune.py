@@ -10,6 +10,7 @@ minutes) and "7b" (LaVIT's sizes, rows of 2048 tokens). See docs/finetuning.md.
 """
 
 from configs import common
+from lavit_jax.generate import decoding
 from lavit_jax.models import llama
 from lavit_jax.training import optimizer
 
@@ -31,6 +32,9 @@ def get_config(variant: str = "tiny"):
     batch_size=64,
     accumulate=1,
     model=llama.VARIANTS["7b"],
+    # How the finished model writes and draws when nothing else is asked for; the model
+    # directory carries it.
+    decoding=decoding.VARIANTS[variant],
     loss_chunks=8,
     # Which patches are kept is noise; what is to be learnt here is the text.
     kind_weights=dict(

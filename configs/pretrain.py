@@ -9,6 +9,7 @@ Variants: "tiny" (CPU, minutes) and "7b" (paper scale: rows of 2048, batch 2048 
 """
 
 from configs import common
+from lavit_jax.generate import decoding
 from lavit_jax.models import llama
 from lavit_jax.training import optimizer
 
@@ -28,6 +29,9 @@ def get_config(variant: str = "tiny"):
     # One row per chip of a 64-chip slice at a time: scores of 2048 x 2048 are large.
     accumulate=32,
     model=llama.VARIANTS["7b"],
+    # How the finished model writes and draws when nothing else is asked for; the model
+    # directory carries it.
+    decoding=decoding.VARIANTS[variant],
     # Pieces of the vocabulary in the loss: the logits never exist at once.
     loss_chunks=8,
     # Weight of a token's loss by what it is; the paper weighs every position alike.

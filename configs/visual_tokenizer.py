@@ -47,6 +47,7 @@ def get_config(variant: str = "tiny"):
       num_steps=1000,
       phase_a_steps=600,
       batch_size=32,
+      keep_share=0.25,  # objects cover 17 % of this world's patches
       rate_weight=5.0,  # 2 lets the share drift over so few steps
       ema_decay=0.97,
       kmeans_per_code=24,

@@ -4,11 +4,12 @@
 #   enter_environment [EXTRA...]      e.g. `test`, `judges`, `tpu`, `cuda`
 #
 # Python 3.11 or newer is all it needs; $PYTHON chooses one. The environment lives in
-# .venv of the repository and is brought up to date when the requirements change.
+# .venv of the repository and is brought up to date when the requirements change. Where
+# .venv is of another version than $PYTHON, that version has its own, such as .venv-3.12.
 # shellcheck shell=bash
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-venv="$repository/.venv"
+venv="$repository/.venv" # enter_environment may choose another
 
 is_new_enough() {
   "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' \
@@ -32,6 +33,22 @@ find_python() {
   return 1
 }
 
+version_of() {
+  "$1" -c 'import sys; print("{}.{}".format(*sys.version_info))'
+}
+
+# Sets `venv`. The pinned packages differ with the version, so no two versions share one.
+choose_environment() {
+  local python version
+  venv="$repository/.venv"
+  if [[ -n "${PYTHON:-}" && -x "$venv/bin/python" ]]; then
+    python="$(find_python)" && version="$(version_of "$python")" || return 1
+    if [[ "$(version_of "$venv/bin/python")" != "$version" ]]; then
+      venv+="-$version"
+    fi
+  fi
+}
+
 # What decides which packages belong into the environment, and which extras are in it.
 requirements_sum() {
   cat "$repository/requirements.txt" "$repository/pyproject.toml" | cksum
@@ -47,8 +64,10 @@ install_project() {
 
 # Extras add up: a script that needs none keeps those that another one asked for.
 enter_environment() {
-  local python stamp="$venv/made-of" extra sum current=""
+  local python stamp extra sum current=""
   local -a extras=()
+  choose_environment || return 1
+  stamp="$venv/made-of"
   if [[ -f "$stamp" ]]; then
     { read -r current && read -r -a extras; } <"$stamp" || true
   fi
@@ -61,11 +80,11 @@ enter_environment() {
   done
   if [[ ! -x "$venv/bin/python" ]]; then
     python="$(find_python)" || return 1
-    "$python" -m venv "$venv"
+    "$python" -m venv "$venv" || return 1
     current=""
   fi
   if [[ "$current" != "$sum" ]]; then
-    install_project ${extras[@]+"${extras[@]}"}
+    install_project ${extras[@]+"${extras[@]}"} || return 1
     printf '%s\n%s\n' "$sum" "${extras[*]:-}" >"$stamp"
   fi
   export PATH="$venv/bin:$PATH"

@@ -12,5 +12,6 @@ enter_environment test
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ruff format --check .
 ruff check .
-# Compiling keeps one core busy, so two files run side by side.
-exec pytest --numprocesses=2 --dist=loadfile "$@"
+# Compiling keeps one core busy, so two files run side by side, in the order that
+# tests/conftest.py gives.
+exec pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

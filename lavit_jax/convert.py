@@ -123,7 +123,10 @@ def import_model(
     )
   parts = read_published(kind, source, num_heads)
   words = text_tokenizer_of(kind, source)
-  model_directory.save(target, parts, base=base, text_tokenizer=words)
+  said = None  # that of `base`, unless a language model comes with its own
+  if kind == "lavit" and "llama" in parts:
+    said = lavit_directory.own_facts(source).get("decoding", {})
+  model_directory.save(target, parts, base=base, text_tokenizer=words, decoding=said)
 
 
 def export_model(
@@ -154,7 +157,8 @@ def export_model(
   else:
     parts = _exported_parts(kind, source)
     with files.appearing(target) as folder:
-      _write_folder(kind, parts, folder, suffix, dtype)
+      said = model_directory.decoding_of(source)
+      _write_folder(kind, parts, said, folder, suffix, dtype)
       card = model_card.text(kind, pathlib.Path(source), parts)
       (folder / CARD).write_text(card)
       if kind != "diffusion":
@@ -176,10 +180,13 @@ def _exported_parts(kind: str, source) -> dict[str, Part]:
   return parts
 
 
-def _write_folder(kind: str, parts, folder: pathlib.Path, *how) -> None:
-  """Writes parts in the layout of a kind; `how` is the suffix and the dtype."""
+def _write_folder(kind: str, parts, said, folder: pathlib.Path, *how) -> None:
+  """Writes parts in the layout of a kind; `how` is the suffix and the dtype.
+
+  Only LaVIT's own layout has a place for the decoding defaults `said`.
+  """
   if kind == "lavit":
-    lavit_directory.write(parts, folder, *how)
+    lavit_directory.write(parts, folder, *how, decoding=said)
   elif kind == "diffusion":
     pixel_folders.write(parts, folder, *how)
   elif kind == "llama":

@@ -3,7 +3,7 @@ r"""Evaluates by a benchmark's own files: `python -m lavit_jax.evaluate_model TA
     python -m lavit_jax.evaluate_model caption --model=DIR --annotations=test.json \
         --images=DIR --target=DIR [--truth=coco_karpathy_test_gt.json]
     python -m lavit_jax.evaluate_model vqa ... --protocol=vqa|gqa|vizwiz \
-        [--lemmas --min_new=1]
+        [--lemmas]
     python -m lavit_jax.evaluate_model text_to_image ... --n=4 [--ranker=DIR] \
         [--inception=FILE]
     python -m lavit_jax.evaluate_model tokenizer ...
@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from lavit_jax.data import shards
 from lavit_jax.evaluate import annotations, model_tasks, vqa_protocol
+from lavit_jax.generate import decoding
 from lavit_jax.inference.api import LaVIT
 from lavit_jax.training import hosts
 
@@ -165,28 +166,38 @@ def make_task(name: str, model: LaVIT, given: Any) -> Task:
   if name == "caption":
     return Task(
       *model_tasks.captioning(model, folder, given.prompt, given.target, given.truth),
-      {"prompt": given.prompt, "decoding": "beam 2, 8 to 36 tokens"},
+      {"prompt": given.prompt, "decoding": model.defaults["caption"]},
     )
   if name == "vqa":
-    how = (given.protocol, given.lemmas, given.min_new)
+    asked = {"min_new": given.min_new}
+    own, how = _decoding(model, "answer", asked)
     return Task(
-      *model_tasks.answering(model, folder, *how),
+      *model_tasks.answering(model, folder, given.protocol, given.lemmas, how),
       {
         "prompt": "Question: {} Answer:",
         "protocol": given.protocol,
-        "decoding": f"beam 5, {given.min_new} to 10 tokens, length penalty 0",
+        "decoding": own,
         "lemmas": given.lemmas,
       },
     )
   if name == "text_to_image":
-    how = dict(n=given.n, guidance=given.guidance, top_k=given.top_k, seed=given.seed)
+    asked = {"guidance": given.guidance, "top_k": given.top_k}
+    own, how = _decoding(model, "draw", asked)
     judges = (given.ranker, given.inception)
-    found = model_tasks.drawing(model, folder, given.target, *judges, **how)
-    facts = {"prompt": "{}", "temperature": 1.0, "ranker": given.ranker or given.model}
+    counts = {"n": given.n, "seed": given.seed}
+    found = model_tasks.drawing(model, folder, given.target, *judges, how=how, **counts)
+    facts = {"prompt": "{}", "decoding": own, "ranker": given.ranker or given.model}
+    facts["pixels"] = dataclasses.asdict(model.pixel_decoder.settings)
     if given.inception:
       facts["inception"] = _identity(given.inception)
-    return Task(*found, how | facts)
+    return Task(*found, counts | facts)
   return Task(*model_tasks.tokenizing(model, folder), {"selection": "sampled"})
+
+
+def _decoding(model: LaVIT, task: str, asked: dict[str, Any]) -> tuple[dict, Any]:
+  """The numbers that a task is decoded by, and its settings."""
+  own = decoding.changed(task, model.defaults[task], asked)
+  return own, model.how(task, **asked)
 
 
 def define_flags() -> None:
@@ -199,12 +210,12 @@ def define_flags() -> None:
   flags.DEFINE_string("truth", "", "COCO file of reference captions, for CIDEr.")
   flags.DEFINE_enum("protocol", "vqa", vqa_protocol.PROTOCOLS, "Asking and scoring.")
   flags.DEFINE_bool("lemmas", False, "Lemmatize answers as the reference (spaCy).")
-  flags.DEFINE_integer("min_new", 2, "Least ids of an answer.", lower_bound=0)
+  flags.DEFINE_integer("min_new", None, "Least ids of an answer.", lower_bound=0)
   flags.DEFINE_integer("n", 4, "Drawings per text; the best by score counts.")
   flags.DEFINE_string("ranker", "", "Imported CLIP that scores; else own stage 0.")
   flags.DEFINE_string("inception", "", "Weight file of Inception, for the FID.")
-  flags.DEFINE_float("guidance", 1.5, "Guidance of the codes.")
-  flags.DEFINE_integer("top_k", 300, "Codes to sample from.")
+  flags.DEFINE_float("guidance", None, "Guidance of the codes.")
+  flags.DEFINE_integer("top_k", None, "Codes to sample from.")
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")
   flags.DEFINE_integer("batch_size", 8, "Requests per program call.", lower_bound=1)
 

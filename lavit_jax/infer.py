@@ -2,12 +2,15 @@
 
     caption      --images=a.png,b.png [--prompts="A photo of"]    prints a line each
     answer       --images=a.png --questions="What color is it?"   prints a line each
-    draw         --prompts="a red circle" --target=DIR [--n=4 --guidance=4 --seed=0]
+    draw         --prompts="a red circle" --target=DIR [--n=4 --guidance=2 --seed=0]
     reconstruct  --images=a.png,b.png --target=DIR
     batch        --requests=in.jsonl --target=out.jsonl           resumes after a stop
 
 --prompts and --questions may be given several times; one image serves all questions.
 draw takes --images too: their codes then stand before each prompt, or alone.
+
+How ids are chosen stands in the model directory; --min_new and --max_new change it,
+for caption and answer --beams, for draw --guidance, --temperature, --top_k and --top_p.
 
 draw and reconstruct write one PNG per picture and grid.png, a labelled sheet of all.
 --ratio or --size chooses their shape, --solver, --steps and --pixel_guidance how pixels
@@ -25,7 +28,8 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from lavit_jax.generate import pixels
+from lavit_jax.generate import decoding, pixels
+from lavit_jax.generate.beam import MAX_BEAMS
 from lavit_jax.inference import jobs, ranking, sheet
 from lavit_jax.inference.api import LaVIT
 from lavit_jax.toy import scenes
@@ -48,7 +52,15 @@ def define_flags() -> None:
   flags.DEFINE_integer("n", 1, "Drawings per prompt.", lower_bound=1)
   flags.DEFINE_bool("keep_best", False, "Keep the best of n, as --ranker sees it.")
   flags.DEFINE_string("ranker", "", "Imported CLIP, or model directory; own stage 0.")
-  flags.DEFINE_float("guidance", 4.0, "Weight of the prompt; 1 is none.")
+  flags.DEFINE_integer(
+    "beams", None, "Of captions and answers; 1 is greedy.", 1, MAX_BEAMS
+  )
+  flags.DEFINE_integer("min_new", None, "Least new ids.", lower_bound=0)
+  flags.DEFINE_integer("max_new", None, "Most new ids, the end counts.", lower_bound=1)
+  flags.DEFINE_float("guidance", None, "Of drawings: the prompt's weight; 1 is none.")
+  flags.DEFINE_float("temperature", None, "Of drawings; 0: the most probable code.", 0)
+  flags.DEFINE_integer("top_k", None, "Codes to sample from; 0 for all.", lower_bound=0)
+  flags.DEFINE_float("top_p", None, "Probability of the codes to sample from.", 0, 1)
   flags.DEFINE_string("ratio", "1:1", "Width to height of what is drawn.")
   flags.DEFINE_string("size", "", "HEIGHTxWIDTH in pixels, instead of --ratio.")
   flags.DEFINE_string("solver", "", f"One of {sorted(pixels.SOLVERS)}.")
@@ -64,10 +76,17 @@ def caption(model: LaVIT, given: flags.FlagValues) -> None:
   if len(prompts) > 1:
     raise ValueError(f"caption takes one --prompts for all images, got {len(prompts)}")
   if given.stream:
+    if given.beams not in (None, 1):
+      raise ValueError(
+        f"--stream prints one beam, got --beams={given.beams}: a search has no text"
+        " before its end; leave one of them out"
+      )
+    how = model.how("caption", **_numbers("caption", given) | {"beams": 1})
     for image in images:
-      _print_stream(image, model.stream(image, prompts[0]))
+      _print_stream(image, model.stream(image, prompts[0], how))
     return
-  for image, text in zip(images, model.caption(images, prompts[0])):
+  how = model.how("caption", **_numbers("caption", given))
+  for image, text in zip(images, model.caption(images, prompts[0], how)):
     print(f"{image}: {text}")
 
 
@@ -84,7 +103,8 @@ def _print_stream(image: str, texts: Iterator[str]) -> None:
 def answer(model: LaVIT, given: flags.FlagValues) -> None:
   """Prints an answer to each question."""
   images, questions = _needed(given, "images"), _needed(given, "questions")
-  for question, text in zip(questions, model.answer(images, questions)):
+  how = model.how("answer", **_numbers("answer", given))
+  for question, text in zip(questions, model.answer(images, questions, how)):
     print(f"{question} {text}")
 
 
@@ -95,13 +115,12 @@ def draw(model: LaVIT, given: flags.FlagValues) -> None:
   prompts = [[*shown, text] for text in texts] or [shown]
   names = [" + ".join([*(i.name for i in shown), *p[len(shown) :]]) for p in prompts]
   labels = [name for name in names for _ in range(given.n)]
+  how = model.how("draw", **_numbers("draw", given))
   if not model.has_pixels:
-    codes = model.draw_codes(prompts, given.n, given.guidance)
+    codes = model.draw_codes(prompts, given.n, how=how)
     _write_features(model, codes, labels, target)
     return
-  made = model.draw(
-    prompts, given.ratio, given.guidance, given.n, **_sampling(model, given)
-  )
+  made = model.draw(prompts, given.ratio, n=given.n, how=how, **_sampling(model, given))
   if given.keep_best:
     texts = [" ".join(p[len(shown) :]) for p in prompts]
     best = ranking.keep_best(made, texts, ranking.scorer_of(model, given.ranker))
@@ -125,6 +144,11 @@ def reconstruct(model: LaVIT, given: flags.FlagValues) -> None:
   _write(made, images, target, sheet.make(pairs, labels, 4))
 
 
+def _numbers(task: str, given: flags.FlagValues) -> dict[str, float | None]:
+  """The flags that change how ids of a task are chosen; None where not given."""
+  return {n: getattr(given, n) for n in decoding.REFERENCE[task] if n in DECODING_FLAGS}
+
+
 def _sampling(model: LaVIT, given: flags.FlagValues) -> dict[str, Any]:
   """The arguments `size` and `sampling` of `draw` and `reconstruct`."""
   own, size = model.pixel_decoder.settings, None
@@ -146,6 +170,21 @@ def batch(model: LaVIT, given: flags.FlagValues) -> None:
   jobs.run(model, _needed(given, "requests"), _needed(given, "target"))
 
 
+SAMPLING = ("guidance", "temperature", "top_k", "top_p")
+WRITING = ("beams", "min_new", "max_new")
+DECODING_FLAGS = (*WRITING, *SAMPLING)
+PAINTING = ("ratio", "size", "solver", "steps", "pixel_guidance", "seed", "target")
+# The flags that have an effect, by verb; all verbs take --model and --batch_size.
+FLAGS = {
+  "caption": ("images", "prompts", "stream", *WRITING),
+  "answer": ("images", "questions", *WRITING),
+  "draw": (
+    *("images", "prompts", "n", "keep_best", "ranker", *PAINTING),
+    *("min_new", "max_new", *SAMPLING),
+  ),
+  "reconstruct": ("images", *PAINTING),
+  "batch": ("requests", "target", "seed"),
+}
 VERBS = {
   "caption": caption,
   "answer": answer,
@@ -153,6 +192,18 @@ VERBS = {
   "reconstruct": reconstruct,
   "batch": batch,
 }
+
+
+def check_flags(verb: str, given: flags.FlagValues) -> None:
+  """Refuses a flag that has no effect on a verb."""
+  every = {name for names in FLAGS.values() for name in names}
+  idle = [name for name in sorted(every - {*FLAGS[verb]}) if given[name].present]
+  if idle:
+    raise ValueError(
+      f"{verb} takes {', '.join(f'--{name}' for name in FLAGS[verb])}, got"
+      f" {', '.join(f'--{name}' for name in idle)}, without effect here; leave it out"
+      + (" and write it into the requests" if verb == "batch" else "")
+    )
 
 
 def _needed(given: flags.FlagValues, name: str):
@@ -206,6 +257,7 @@ def main(argv: list[str]) -> None:
     )
   given = flags.FLAGS
   try:
+    check_flags(argv[1], given)
     model = LaVIT.load(given.model, seed=given.seed, batch_size=given.batch_size)
     VERBS[argv[1]](model, given)
   except ValueError as error:

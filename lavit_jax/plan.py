@@ -4,8 +4,9 @@
         [--config.mesh.fsdp=32 --config.mesh.tensor=2] [--price=4.2] [--json=plan.json]
 
 Prints memory per chip, FLOPs, collectives, a predicted step time and a receipt. Needs
-libtpu (pip install 'lavit_jax[tpu]') and no TPU. Topologies: v5p:4x4x4, v5p-128 (64
-chips, by TensorCores), v5e-64 (chips), several slices with --slices=2.
+libtpu (`. launch/environment.sh; enter_environment tpu`, or in the repository's root
+`pip install --editable '.[tpu]'`) and no TPU. Topologies: v5p:4x4x4, v5p-128 (64 chips,
+by TensorCores), v5e-64 (chips), several slices with --slices=2.
 
 --draft compiles in a third of the time and says what fits, but predicts no time.
 --sweep=30 --html=sweep.html drafts the 30 most promising layouts and plans the best of

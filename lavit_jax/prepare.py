@@ -14,12 +14,14 @@ The toy source needs no input: drawn scenes with captions and questions; every s
 record is one of scikit-learn's handwritten digits and every sixteenth a text without
 picture. Its target holds
 
-    train/  test/  novel/    array_record shards and their manifest
-    text_tokenizer/          a small text tokenizer trained on the training captions
+    train/  validation/  test/  novel/    array_record shards and their manifest
+    text_tokenizer/    a small text tokenizer trained on the training captions
 
-"novel" scenes show only color-shape pairs that training never does.
+"novel" scenes show only color-shape pairs that training never does. Whatever is chosen
+by figures is chosen on "validation"; "test" is for the figures that are stated.
 """
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -40,7 +42,7 @@ from lavit_jax.data import (
   workers,
 )
 from lavit_jax.data.sources import fields as naming
-from lavit_jax.toy import digits, scenes
+from lavit_jax.toy import digits, scenes, world
 
 SOURCE = flags.DEFINE_enum(
   "source", "toy", ["toy", *conversion.SOURCES], "Kind of the input."
@@ -64,7 +66,9 @@ INSPECT = flags.DEFINE_boolean(
   "inspect", False, "Only write TARGET/inspect.html about what stands in TARGET."
 )
 TRAIN = flags.DEFINE_integer("train", 24_000, "Toy: training records.")
-TEST = flags.DEFINE_integer("test", 1_600, "Toy: held-out records, as many novel ones.")
+TEST = flags.DEFINE_integer(
+  "test", 1_600, "Toy: records of each of the three held-out splits."
+)
 
 ENOUGH = 1000  # records seen before a run that still goes on is stopped
 DIGIT_EVERY, TEXT_EVERY = 6, 16
@@ -77,7 +81,7 @@ def toy_records(split: str, count: int) -> Iterator[dict]:
   """Yields the toy mixture of a split: scenes, digits, and texts without picture.
 
   Args:
-    split: "train", "test" or "novel"; novel scenes come without digits.
+    split: one of `world.SPLITS`; novel scenes come without digits.
     count: records.
   """
   drawn = scenes.Scenes(split, count)
@@ -105,9 +109,10 @@ def _without_picture(record: dict) -> dict:
 
 
 def prepare_toy(target: str, train: int, test: int) -> None:
-  """Writes the three splits and the text tokenizer; finished splits are kept."""
+  """Writes the four splits and the text tokenizer; finished splits are kept."""
   folder = pathlib.Path(target)
-  for split, count in (("train", train), ("test", test), ("novel", test)):
+  for split in world.SPLITS:
+    count = train if split == "train" else test
     if (folder / split / records.MANIFEST).exists():
       continue
     progress = tqdm(
@@ -145,26 +150,28 @@ def run(
   Returns:
     The manifest.
   """
-  progress = conversion.Run(jobs)
-  missing = progress.missing()
-  if beam:
-    on_beam.convert(missing, beam)
+  with contextlib.closing(conversion.Run(jobs)) as progress:
+    if beam:
+      on_beam.convert(progress.missing(), beam)
+    else:
+      _convert_here(progress, max_bad, processes or os.cpu_count() or 1)
     return progress.finish(max_bad)
-  tally = progress.tally()
-  processes = processes or os.cpu_count() or 1
-  bar = tqdm(
-    total=len(jobs),
-    initial=len(jobs) - len(missing),
-    desc="prepare parts",
-    disable=not sys.stderr.isatty(),
-  )
-  for job in workers.convert(missing, processes):
-    tally = bad.merge([tally, conversion.tally_of(job)])
-    bar.update(1)
-    if tally.good + tally.bad >= ENOUGH:
-      conversion.check(tally, max_bad, progress.target)
-  bar.close()
-  return progress.finish(max_bad)
+
+
+def _convert_here(progress: conversion.Run, max_bad: float, processes: int) -> None:
+  """Does what is missing on this machine; stops early where too much is bad."""
+  missing, tally = progress.missing(), progress.tally()
+  total, quiet = len(progress.jobs), not sys.stderr.isatty()
+  with (
+    contextlib.closing(workers.convert(missing, processes)) as converted,
+    tqdm(total=total, initial=total - len(missing), disable=quiet) as bar,
+  ):
+    bar.set_description("prepare parts")
+    for job in converted:
+      tally = bad.merge([tally, conversion.tally_of(job)])
+      bar.update(1)
+      if tally.good + tally.bad >= ENOUGH:
+        conversion.check(tally, max_bad, progress.target)
 
 
 def _prepare() -> None:

@@ -5,7 +5,10 @@
 
 No download is needed. The same command continues where it was interrupted; finished
 parts are skipped. `--smoke` runs all of it on a fiftieth of the work, in a minute or
-two: the figures then mean nothing.
+two: the figures then mean nothing. `--seed` makes another run of the same recipe, and
+`python -m lavit_jax.toy.report.spread RUN RUN ...` tells how far such runs lie apart.
+Figures are measured on a validation split; `--split=test` measures them once more, with
+more cases, on pictures that nothing was chosen by.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import ml_collections
 from absl import app, flags, logging
@@ -29,6 +32,15 @@ WORKDIR = flags.DEFINE_string(
   "workdir", "runs/quickstart", "Folder of the whole run.", allow_override=True
 )  # train, imported above, has a flag of this name too
 SMOKE = flags.DEFINE_boolean("smoke", False, "A run through everything in minutes.")
+SEED = flags.DEFINE_integer(
+  "seed", 0, "Seed of weights, data order and selection.", allow_override=True
+)
+SPLIT = flags.DEFINE_enum(
+  "split",
+  "validation",
+  ["validation", "test"],
+  "Pictures behind the figures: tune on validation, state figures of test.",
+)
 
 PARTS = (
   *("prepare", "contrastive", "visual_tokenizer"),
@@ -45,54 +57,61 @@ class Size:
     train: training records.
     test: held-out records, and as many novel ones.
     steps: share of the configs' steps.
-    limits: cases per figure.
+    limits: cases per figure, by split.
   """
 
   train: int
   test: int
   steps: float
-  limits: study.Limits
+  limits: Mapping[str, study.Limits]
 
 
-FULL = Size(20_000, 1_600, 1.0, study.Limits())
-FEW_PIXELS = pixel_study.Limits(8, 10, 8, (1.0, 2.0), 8, reader_steps=20)
-SMALL = Size(
-  *(256, 96, 0.02),
-  study.Limits(captions=8, questions=24, drawings=8, pixels=FEW_PIXELS),
+MANY_PIXELS = pixel_study.Limits(drawings=500, digits=400, reconstructions=256)
+FULL = Size(
+  *(20_000, 1_600, 1.0),
+  {
+    "validation": study.Limits(),
+    "test": study.Limits(drawings=500, pixels=MANY_PIXELS),
+  },
 )
+FEW_PIXELS = pixel_study.Limits(8, 10, 8, (1.0, 2.0), 8, reader_steps=20)
+FEW = study.Limits(captions=8, questions=24, drawings=8, pixels=FEW_PIXELS)
+SMALL = Size(*(256, 96, 0.02), {"validation": FEW, "test": FEW})
 
 
-def run(workdir: str, size: Size) -> dict:
+def run(workdir: str, size: Size, seed: int = 0, split: str = "validation") -> dict:
   """Runs or continues a quickstart.
 
   Args:
     workdir: folder for data, run directories and the report.
     size: FULL or SMALL.
+    seed: of weights, data order and the selection in training.
+    split: "validation" or "test", the pictures behind the figures.
 
   Returns:
     The contents of report.json.
   """
   folder = pathlib.Path(workdir)
-  _claim(folder, size)
+  _claim(folder, size, seed)
   data, clock = folder / "data", _Clock(folder / "seconds.json")
   with clock.part("prepare") as due:
     if due(data / "text_tokenizer"):
       prepare.prepare_toy(str(data), size.train, size.test)
-  configs = _configs(folder, size)
+  configs = _configs(folder, size, seed)
   for stage in ("contrastive", "visual_tokenizer"):
     _train(stage, configs[stage], folder, clock)
   model = str(folder / "visual_tokenizer" / "model")
   with clock.part("tokenize") as due:
-    for split in ("train", "test"):
-      if due(data / split / "codes" / shards.MANIFEST):
-        tokenize.run(model, str(data / split), unroll=4)
+    for seen in ("train", "validation"):
+      if due(data / seen / "codes" / shards.MANIFEST):
+        tokenize.run(model, str(data / seen), unroll=4)
   for stage in ("pixel_decoder", "pretrain"):
     _train(stage, configs[stage], folder, clock)
   model = str(folder / "pretrain" / "model")
   with clock.part("evaluate"):
-    findings = study.study(model, str(data), size.limits)
+    findings = study.study(model, str(data), split, size.limits[split])
   stages = {name: str(folder / name) for name in configs}
-  made = writer.write(folder, findings, stages, clock.seconds)
+  made = writer.write(folder, findings, stages, clock.seconds, split)
   print(f"report: {folder / 'report.html'}", flush=True)
   return made
 
@@ -103,15 +122,18 @@ def _train(stage: str, config, folder: pathlib.Path, clock: "_Clock") -> None:
       train.run(config, str(folder / stage))
 
 
-def _claim(folder: pathlib.Path, size: Size) -> None:
-  """Refuses a folder that holds a quickstart of another size."""
+def _claim(folder: pathlib.Path, size: Size, seed: int) -> None:
+  """Refuses a folder that holds a quickstart of another size or seed."""
   path = folder / "quickstart.json"
-  mine = json.loads(json.dumps(dataclasses.asdict(size)))  # lists for tuples
-  if path.exists() and json.loads(path.read_text()) != mine:
-    raise ValueError(
-      f"expected a quickstart of this size in {folder}, got one with or without"
-      " --smoke; repeat its flags or choose a new --workdir"
-    )
+  mine = {"train": size.train, "test": size.test, "steps": size.steps, "seed": seed}
+  if path.exists():
+    found = json.loads(path.read_text())
+    other = {name: found.get(name, 0) for name in mine}
+    if other != mine:
+      raise ValueError(
+        f"expected a quickstart of {mine} in {folder}, got one of {other}; repeat its"
+        " flags --smoke and --seed, or choose a new --workdir"
+      )
   folder.mkdir(parents=True, exist_ok=True)
   shards.write_json(path, mine)
 
@@ -153,8 +175,10 @@ class _Clock:
     print(f"{name:<17}{self.seconds[name]:6.0f} s  {state}", flush=True)
 
 
-def _configs(folder: pathlib.Path, size: Size) -> dict[str, ml_collections.ConfigDict]:
-  """The tiny configs of the three stages, on this run's folders."""
+def _configs(
+  folder: pathlib.Path, size: Size, seed: int
+) -> dict[str, ml_collections.ConfigDict]:
+  """The tiny configs of the four stages, on this run's folders."""
   if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))  # configs/ lies beside the package
   from configs import contrastive, pixel_decoder, pretrain, visual_tokenizer
@@ -167,7 +191,9 @@ def _configs(folder: pathlib.Path, size: Size) -> dict[str, ml_collections.Confi
   }
   data = folder / "data"
   for config in made.values():
-    config.data.train, config.data.eval = str(data / "train"), str(data / "test")
+    config.data.train, config.data.eval = str(data / "train"), str(data / "validation")
+    config.seed = seed
+    config.data.shuffle_seed += len(made) * seed  # stages differ in it, too
     config.num_steps = max(round(config.num_steps * size.steps), 8)
   for name in ("contrastive", "pretrain"):
     made[name].data.text_tokenizer = str(data / "text_tokenizer")
@@ -199,7 +225,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
   logging.set_verbosity(logging.WARNING)  # the checkpointer tells too much otherwise
   try:
-    run(WORKDIR.value, SMALL if SMOKE.value else FULL)
+    run(WORKDIR.value, SMALL if SMOKE.value else FULL, SEED.value, SPLIT.value)
   except ValueError as error:
     sys.exit(f"error: {error}")
 

@@ -70,6 +70,7 @@ FREE_FIELDS = (
   "loss_chunks",
   "mesh", "log_every", "eval_every", "checkpoint_every", "eval_batches", "data_threads",
   "keep", "step_timeout", "skip_limit", "parameters_from", "wandb",
+  "decoding", "sampling",  # of the finished model
 )  # fmt: skip
 
 PATHS = ("train", "eval", "text_tokenizer")

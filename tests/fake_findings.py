@@ -9,6 +9,7 @@ from lavit_jax.data import images
 from lavit_jax.toy import (
   findings,
   language_figures,
+  length_figures,
   patch_reading,
   pixel_figures,
   scenes,
@@ -52,6 +53,10 @@ def make(count=64, right=0.9):
   shares = {"own": 0.93, "constant_mean": 0.62, "object_mean": 0.7, "random_mask": 0.71}
   cosines = {name: np.full(keep.shape, value) for name, value in shares.items()}
   figures |= tokenizer_figures.reconstruction(cosines, truth)
+  masks = {name: keep for name in ("selector", "random", "grid", "top_n")}
+  figures |= length_figures.object_patches_kept(
+    masks, {name: np.full(keep.shape, 0.9) for name in masks}, truth
+  )
   reading = patch_reading.read(logits_of(*labels_of(records)))
   single = patch_reading.read(
     {k: v[truth.single] for k, v in logits_of(*labels_of(records)).items()}

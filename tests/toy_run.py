@@ -1,18 +1,23 @@
 """Tiny models, data and configs, with which the stages themselves run in the tests."""
 
+import contextlib
 import functools
+import os
 import pathlib
+import shutil
+from collections.abc import Iterator
 
 import golden_data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import contrastive as contrastive_config
 from configs import pretrain as pretrain_config
 from configs import visual_tokenizer as visual_tokenizer_config
-from lavit_jax import prepare
+from lavit_jax import prepare, train
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import documents, rows
 from lavit_jax.models import vit
@@ -42,6 +47,7 @@ TOKENIZER = dict(
   num_patches=25,
   code_dim=8,
   num_codes=24,
+  selector_input="raw",
 )
 LLAMA = dict(
   embed_dim=64,
@@ -244,6 +250,31 @@ def language_run(data: pathlib.Path, model: pathlib.Path):
   config.data.update(_folders(data))
   config.data.update(dict(row_length=96, plan_rows=24, eval_rows=4))
   return config
+
+
+# Runs
+
+
+@contextlib.contextmanager
+def own_compiled_programs() -> Iterator[None]:
+  """Runs keep their compiled programs in their own directories, as a user's do."""
+  shared = os.environ.pop("JAX_COMPILATION_CACHE_DIR")
+  try:
+    yield
+  finally:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = shared
+    jax.config.update("jax_compilation_cache_dir", shared)
+    compilation_cache.reset_cache()
+
+
+def train_on_its_own(config, folder: pathlib.Path) -> None:
+  """A run that keeps its compiled programs; other tests read copies of them."""
+  with own_compiled_programs():
+    train.run(config, str(folder))
+  shared = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+  for path in (folder / "compiled").glob("*-cache"):
+    if not (shared / path.name).exists():
+      shutil.copy(path, shared / path.name)
 
 
 def _folders(data: pathlib.Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ nothing but finished shards and files ending in .tmp, so the same call continues
 import dataclasses
 import fcntl
 import hashlib
+import io
 import os
 import socket
 from collections.abc import Iterator
@@ -146,6 +147,8 @@ def convert(job: Job) -> None:
 class Run:
   """A run of `prepare` over a target folder: begun, continued or finished.
 
+  A local folder is its own until `close`: a second run there is refused.
+
   Attributes:
     jobs: all jobs, in shard order.
     target: folder of the shards.
@@ -156,7 +159,15 @@ class Run:
     self.jobs, self.target = jobs, epath.Path(jobs[0].target)
     (self.target / "parts").mkdir(parents=True, exist_ok=True)
     self._lock = _lock(self.target)
-    path, facts = self.target / PLAN, _facts(jobs)
+    try:
+      self._begin()
+    except BaseException:
+      self.close()  # else whoever keeps the error would keep the lock
+      raise
+
+  def _begin(self) -> None:
+    """Writes what is being made, or checks that it is the same."""
+    path, facts = self.target / PLAN, _facts(self.jobs)
     if path.exists():
       _check_same(shards.read_json(path), facts, self.target)
     else:
@@ -168,6 +179,11 @@ class Run:
       shards.write_json(path, facts)
     for old in (*self.target.glob("*.tmp"), *self.target.glob("parts/*.tmp")):
       old.unlink()
+
+  def close(self) -> None:
+    """Lets another run have the folder, whether this one finished or failed."""
+    if self._lock is not None:
+      self._lock.close()
 
   def missing(self) -> list[Job]:
     """Returns the jobs still to be done."""
@@ -239,14 +255,15 @@ def _check_same(found: dict, wanted: dict, target: epath.Path) -> None:
   )
 
 
-def _lock(target: epath.Path):
-  """Keeps a second run out of a local folder; the lock ends with the process."""
+def _lock(target: epath.Path) -> io.TextIOWrapper | None:
+  """Keeps a second run out of a local folder until the file is closed."""
   if "://" in os.fspath(target):
     return None
   file = open(target / "prepare.lock", "w")
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
+    file.close()
     raise ValueError(
       f"expected to write {target} alone, got another prepare at work on"
       f" {socket.gethostname()}; wait for it, or give a new --target"

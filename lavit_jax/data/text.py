@@ -7,18 +7,16 @@ space piece, ids 0 <unk>, 1 <s>, 2 </s>. Marks of images and codes are never str
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 import os
-import pathlib
 import string
 from collections.abc import Iterable
 
 from lavit_jax.core import vocabulary
+from lavit_jax.data import text_files
+from lavit_jax.data.text_files import SPECIALS
 
-SPECIALS = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2
 ALPHABET = string.ascii_letters + string.digits + string.punctuation
-FILES = ("tokenizer.json", "tokenizer.model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +24,11 @@ class TextTokenizer:
   """Turns text into ids and back; special ids are neither made nor shown.
 
   Attributes:
-    backend: the `tokenizers.Tokenizer` that does the work.
+    definition: the file that says how, opened.
     text_size: number of text ids, T of the joint vocabulary.
   """
 
-  backend: object
+  definition: text_files.SentencePieceModel | text_files.TokenizerJson
   text_size: int
 
   def encode(self, text: str) -> list[int]:
@@ -42,7 +40,7 @@ class TextTokenizer:
     Returns:
       Ids below `text_size`.
     """
-    ids = self.backend.encode(text, add_special_tokens=False).ids
+    ids = self.definition.encode(text)
     return [i if i < self.text_size else vocabulary.UNKNOWN for i in ids]
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -55,15 +53,12 @@ class TextTokenizer:
       The text.
     """
     kept = [int(i) for i in ids if vocabulary.END < i < self.text_size]
-    return self.backend.decode(kept, skip_special_tokens=True)
+    return self.definition.decode(kept)
 
   @functools.cached_property
   def checksum(self) -> str:
     """SHA-256 of the definition: two tokenizers with one checksum encode alike."""
-    definition = json.loads(self.backend.to_str())
-    parts = ("model", "normalizer", "pre_tokenizer", "added_tokens")
-    text = json.dumps({part: definition[part] for part in parts}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(self.definition.content).hexdigest()
 
 
 def import_transformers():
@@ -121,27 +116,16 @@ def load_text_tokenizer(path: str | os.PathLike) -> TextTokenizer:
 
   Returns:
     The tokenizer.
+
+  Raises:
+    ValueError: the folder has no such file, a damaged one, two that disagree, or one
+      without LLaMA's special ids.
   """
-  present = [name for name in FILES if (pathlib.Path(path) / name).is_file()]
-  if not present:
-    raise ValueError(
-      f"expected a text tokenizer folder with {' or '.join(FILES)}, got {path}; "
-      "give the folder of a LLaMA model or of a tokenizer trained by prepare"
-    )
-  if FILES[0] not in present and importlib.util.find_spec("sentencepiece") is None:
-    raise ValueError(
-      f"expected {FILES[0]} in {path}, got only {FILES[1]}, which needs the package "
-      "sentencepiece; install it with pip install sentencepiece"
-    )
-  transformers = import_transformers()
-  loaded = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-  backend = loaded.backend_tokenizer
-  backend.encode_special_tokens = True
-  backend.model.unk_token = SPECIALS[0]  # without it unknown characters vanish
-  found = [backend.token_to_id(token) for token in SPECIALS]
+  definition = text_files.read(path)
+  found = definition.special_ids
   if found != [vocabulary.UNKNOWN, vocabulary.BEGIN, vocabulary.END]:
     raise ValueError(
       f"expected the ids 0, 1, 2 for {', '.join(SPECIALS)} as in LLaMA, got "
       f"{found} in {path}; use a LLaMA text tokenizer"
     )
-  return TextTokenizer(backend, backend.get_vocab_size(with_added_tokens=False))
+  return TextTokenizer(definition, definition.size)

@@ -24,7 +24,8 @@ from lavit_jax.evaluate import (
   vqa,
   vqa_protocol,
 )
-from lavit_jax.generate import tasks
+from lavit_jax.generate.beam import Beams
+from lavit_jax.generate.logits import Settings
 from lavit_jax.inference import batching, frozen_parts, pictures, ranking
 from lavit_jax.inference.api import LaVIT
 
@@ -55,14 +56,11 @@ def captioning(model: LaVIT, folder: str, prompt: str, target: str, truth: str) 
 
 
 def answering(
-  model: LaVIT, folder: str, protocol: str, with_lemmas: bool, min_new: int
+  model: LaVIT, folder: str, protocol: str, with_lemmas: bool, how: Settings | Beams
 ) -> Made:
-  """Answers to questions; the figure is the protocol's accuracy in percent.
-
-  `min_new` is the least number of ids in an answer: 2 in the reference.
-  """
+  """Answers to questions, decoded by `how`; the figure is the accuracy in percent."""
   lemmatize = lemmas.load_lemmatizer() if with_lemmas else lambda text: text
-  ask = functools.partial(model.answer, how=tasks.answer(min_new=min_new))
+  ask = functools.partial(model.answer, how=how)
 
   def predict(entries):
     questions = [entry["question"] for entry in entries]

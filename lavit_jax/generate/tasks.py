@@ -1,9 +1,6 @@
-"""What the tasks ask of the decoder: the reference's settings as defaults.
+"""What the tasks make of new ids: captions, answers and codes, and keys to sample them.
 
-Facts: reference sections 7, 8 and 10. Two things differ on purpose: drawing may choose
-codes and [/IMG] only, where the reference also lets some text ids pass that it drops
-later; and a drawing of a prompt with pictures may be as long as any other, where the
-reference overwrites its length by that of the prompt.
+Facts: reference sections 7, 8 and 10; how ids are chosen is `generate.decoding`.
 """
 
 import zlib
@@ -12,99 +9,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from lavit_jax.core.vocabulary import END, Vocabulary
-from lavit_jax.generate.beam import Beams
-from lavit_jax.generate.logits import Settings
-
-
-def caption(
-  beams: int = 2,
-  max_new: int = 36,
-  min_new: int = 8,
-  length_penalty: float = 1.0,
-  repetition_penalty: float = 1.0,
-) -> Settings | Beams:
-  """A description; one beam is greedy."""
-  settings = _text(max_new, min_new, repetition_penalty)
-  return settings if beams == 1 else Beams(settings, beams, length_penalty)
-
-
-def answer(
-  beams: int = 5,
-  max_new: int = 10,
-  min_new: int = 2,
-  length_penalty: float = 0.0,
-  repetition_penalty: float = 1.0,
-) -> Settings | Beams:
-  """A short answer; the search stops as soon as it has enough; one beam is greedy."""
-  settings = _text(max_new, min_new, repetition_penalty)
-  if beams == 1:
-    return settings
-  return Beams(settings, beams, length_penalty, early_stopping=True)
-
-
-def _text(max_new: int, min_new: int, repetition_penalty: float) -> Settings:
-  return Settings(
-    end=END,
-    allowed="text",
-    max_new=max_new,
-    min_new=min_new,
-    repetition_penalty=repetition_penalty,
-  )
-
-
-def drawing(
-  vocabulary: Vocabulary,
-  max_new: int,
-  min_new: int = 1,
-  guidance: float = 4.0,
-  temperature: float = 1.0,
-  top_k: int = 50,
-  top_p: float = 1.0,
-) -> Settings:
-  """The codes of a picture, at most `max_new` with the end.
-
-  Args:
-    vocabulary: the joint vocabulary.
-    max_new: P of the visual tokenizer, or fewer.
-    min_new: codes at least.
-    guidance: weight of the prompt; 1 is none.
-    temperature: of sampling; 0 takes the likeliest code.
-    top_k: codes to sample from, 0 for all.
-    top_p: probability of the codes to sample from.
-  """
-  return Settings(
-    end=vocabulary.image_end,
-    allowed="codes",
-    max_new=max_new,
-    min_new=min_new,
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-    guidance=guidance,
-  )
-
-
-def reference_drawing(
-  vocabulary: Vocabulary,
-  max_new: int = 200,
-  min_new: int = 20,
-  guidance: float = 4.0,
-  temperature: float = 1.0,
-  top_k: int = 50,
-  top_p: float = 1.0,
-) -> Settings:
-  """As the reference draws, with its lengths; `codes_of` drops what is no code."""
-  return Settings(
-    end=vocabulary.image_end,
-    allowed="reference",
-    max_new=max_new,
-    min_new=min_new,
-    temperature=temperature,
-    top_k=top_k,
-    top_p=top_p,
-    guidance=guidance,
-  )
+from lavit_jax.core.vocabulary import Vocabulary
 
 
 def codes_of(ids: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
@@ -139,8 +44,3 @@ def cut_answer(text: str) -> str:
   for mark in ("\n", "question:", "Long answer:", ",", "."):
     text = text.split(mark)[0]
   return text.strip()
-
-
-# Greedy, for the short texts of the toy world.
-PLAIN_CAPTION = caption(beams=1, max_new=64, min_new=0)
-PLAIN_ANSWER = answer(beams=1, max_new=16, min_new=0)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from lavit_jax.core import sharding
 from lavit_jax.data import items
-from lavit_jax.generate import engine, pixels, tasks
+from lavit_jax.generate import decoding, engine, pixels, tasks
 from lavit_jax.generate import prompts as layouts
 from lavit_jax.generate.beam import Beams
 from lavit_jax.generate.logits import Settings
@@ -83,6 +83,23 @@ class LaVIT:
     """The language side; a stage-1 directory has none and says so."""
     return language.load(self.folder, self.mesh, self.dtype)
 
+  @functools.cached_property
+  def defaults(self) -> dict[str, dict[str, Any]]:
+    """Decoding of captions, answers and drawings, by task and name of a number."""
+    stored = model_directory.decoding_of(self.folder)
+    return decoding.complete(stored, self.coder.model.num_patches)
+
+  def how(self, task: str, **given: float | None) -> Settings | Beams:
+    """Decoding of a task: that of the model directory, but for what is given.
+
+    Args:
+      task: "caption", "answer" or "draw".
+      given: numbers by their name in `generate.decoding.REFERENCE`.
+    """
+    numbers = decoding.changed(task, self.defaults[task], given)
+    words, patches = self.language.vocabulary, self.coder.model.num_patches
+    return decoding.settings(task, numbers, words, patches)
+
   @property
   def image_size(self) -> int:
     """Side in pixels of the pictures that the encoder sees."""
@@ -115,10 +132,10 @@ class LaVIT:
     Args:
       images: as for `tokenize`.
       prompt: text that the description continues.
-      how: made by `generate.tasks.caption`; the reference's settings when None.
+      how: made by `how("caption", ...)`; the model's own when None.
     """
     pixels = pictures.stack(images, self.image_size)
-    texts = self._write(pixels, [prompt] * len(pixels), how or tasks.caption())
+    texts = self._write(pixels, [prompt] * len(pixels), how or self.how("caption"))
     return [tasks.cut_caption(text) for text in texts]
 
   def answer(
@@ -132,7 +149,7 @@ class LaVIT:
     Args:
       images: as for `tokenize`.
       questions: one per picture.
-      how: made by `generate.tasks.answer`; the reference's settings when None.
+      how: made by `how("answer", ...)`; the model's own when None.
     """
     pixels, questions = pictures.stack(images, self.image_size), _texts(questions)
     if len(pixels) == 1:
@@ -143,41 +160,38 @@ class LaVIT:
         f" {len(questions)} questions; repeat the pictures"
       )
     asked = [QUESTION.format(question) for question in questions]
-    texts = self._write(pixels, asked, how or tasks.answer())
+    texts = self._write(pixels, asked, how or self.how("answer"))
     return [tasks.cut_answer(text) for text in texts]
 
   def draw_codes(
     self,
     prompts: str | Sequence[Prompt],
     n: int = 1,
-    guidance: float = 4.0,
-    top_k: int = 50,
-    temperature: float = 1.0,
+    guidance: float | None = None,
+    top_k: int | None = None,
+    temperature: float | None = None,
     seed: int | None = None,
+    how: Settings | None = None,
   ) -> list[np.ndarray]:
-    """Draws the visual codes of prompts.
+    """Draws the visual codes of prompts; what is None is the model's own.
 
     Args:
       prompts: texts; or lists of texts and pictures, whose codes are joined.
-      n: drawings per prompt.
+      n: drawings per prompt; at temperature 0 all have the same codes.
       guidance: weight of the prompt; 1 is none.
       top_k: codes to sample from, 0 for all.
       temperature: of sampling; 0 takes the most probable code.
-      seed: that of the model when None; equal seeds give equal drawings.
+      seed: of sampling; equal seeds give equal drawings.
+      how: made by `how("draw", ...)`, instead of the three numbers.
 
     Returns:
       int32[T] codes, n for the first prompt, then n for the next.
     """
-    words = self.language.vocabulary
-    settings = tasks.drawing(
-      words,
-      max_new=self.coder.model.num_patches,
-      temperature=temperature,
-      top_k=top_k,
-      guidance=guidance,
-    )
-    asked = _texts(prompts)
-    ids = [self._prompt_ids(prompt) for prompt in asked]
+    given = dict(guidance=guidance, top_k=top_k, temperature=temperature)
+    if how and any(number is not None for number in given.values()):
+      raise ValueError(f"expected `how` or some of {', '.join(given)}, got both")
+    words, settings = self.language.vocabulary, how or self.how("draw", **given)
+    ids = [self._prompt_ids(prompt) for prompt in _texts(prompts)]
     requests = [layouts.drawing(own, words) for own in ids for _ in range(n)]
     keys = tasks.drawing_keys(self.seed if seed is None else seed, ids, n)
     found = self._continue(requests, settings, keys.reshape(-1, 2))
@@ -187,27 +201,28 @@ class LaVIT:
     self,
     prompts: str | Sequence[Prompt],
     ratio: str = "1:1",
-    guidance: float = 4.0,
+    guidance: float | None = None,
     n: int = 1,
-    top_k: int = 50,
-    temperature: float = 1.0,
+    top_k: int | None = None,
+    temperature: float | None = None,
     seed: int | None = None,
     size: tuple[int, int] | None = None,
     sampling: pixels.Settings | None = None,
+    how: Settings | None = None,
   ) -> list[Image.Image]:
-    """Draws pictures of prompts.
+    """Draws pictures of prompts; what is None is the model's own.
 
     Args:
       prompts: texts; or lists of texts and pictures, whose codes are joined.
       ratio: width to height, one that the pixel decoder was trained on.
       guidance: of the codes; this and the rest as for `draw_codes`.
       size: height and width in pixels, instead of `ratio`.
-      sampling: solver, steps and guidance of the pixels; the decoder's own when None.
+      sampling: solver, steps and guidance of the pixels.
     """
-    size = size or pixels.size_of(ratio, self.pixel_decoder.ratios)
-    pixels.check_size(size)
-    codes = self.draw_codes(prompts, n, guidance, top_k, temperature, seed)
-    return self.paint(codes, size, sampling, seed)
+    size = pixels.check_size(size or pixels.size_of(ratio, self.pixel_decoder.ratios))
+    codes = self.draw_codes(prompts, n, guidance, top_k, temperature, seed, how)
+    numbers = np.arange(len(codes), dtype=np.uint32) % n  # for noise of their own
+    return self._paint(codes, numbers, size, sampling, seed)
 
   def reconstruct(
     self,
@@ -234,22 +249,26 @@ class LaVIT:
     Args:
       codes: int[T] each, from 1 to P of them.
       size: height and width in pixels.
-      sampling: as for `draw`.
-      seed: that of the model when None.
+      sampling, seed: as for `draw`.
     """
+    return self._paint(codes, np.zeros(len(codes), np.uint32), size, sampling, seed)
+
+  def _paint(self, codes, numbers, size, sampling, seed) -> list[Image.Image]:
+    """Draws codes; noise follows from seed, codes and number of a drawing."""
     decoder, size = self.pixel_decoder, pixels.check_size(size)
-    settings = sampling or decoder.settings
     names = [zlib.crc32(np.asarray(own, np.int32).tobytes()) for own in codes]
     key = jax.random.key(self.seed if seed is None else seed)
 
-    def run(features, names):
-      keys = tasks.fold_keys(key, names, np.zeros_like(names))
-      return pixel_parts.draw(decoder, features, keys, size, settings)
+    def run(features, names, numbers):
+      keys = tasks.fold_keys(key, names, numbers)
+      return pixel_parts.draw(
+        decoder, features, keys, size, sampling or decoder.settings
+      )
 
     if not codes:
       return []
     features = self._decode(pixel_parts.coder_of(self.coder, decoder), codes)
-    found = self._in_chunks(run, features, np.array(names, np.uint32))
+    found = self._in_chunks(run, features, np.array(names, np.uint32), numbers)
     checked = pictures.blanked(found, self.image_checker)
     return [Image.fromarray(picture) for picture in checked]
 
@@ -268,12 +287,12 @@ class LaVIT:
     return self._decode(self.coder, codes)
 
   def _decode(self, coder, codes: Sequence[np.ndarray]) -> np.ndarray:
-    size, rows = self.coder.model.num_patches, self.coder.model.num_codes
-    packed, lengths = tokenizing.pack_codes(codes, size, rows)
+    model = self.coder.model
+    packed = tokenizing.pack_codes(codes, model.num_patches, model.num_codes)
     run = functools.partial(tokenizing.decode_codes, coder)
     if not len(codes):
-      return np.zeros((0, size, self.coder.model.embed_dim), np.float32)
-    return self._in_chunks(run, packed, lengths)
+      return np.zeros((0, model.num_patches, model.embed_dim), np.float32)
+    return self._in_chunks(run, *packed)
 
   def read_patches(self, features: np.ndarray) -> dict[str, np.ndarray]:
     """Names what patches show, with the word heads of stage 0.
@@ -327,10 +346,7 @@ class LaVIT:
 
   def _continue(self, prompts, how, keys, shown=None) -> list[np.ndarray]:
     """New ids of each prompt, without the end; `shown` is (pixels, keep) by prompt."""
-    requests = [
-      engine.Request(prompt, how, own)
-      for prompt, own in zip(prompts, keys, strict=True)
-    ]
+    requests = [engine.Request(p, how, k) for p, k in zip(prompts, keys, strict=True)]
     return [found[0].ids for found in self.replies(requests, shown)]
 
   def replies(
@@ -357,16 +373,14 @@ class LaVIT:
     Args:
       image: as for `tokenize`.
       prompt: text that the description continues.
-      how: made by `generate.tasks.caption` with one beam, since a search has no text
-        before its end; the reference's lengths, greedily, when None.
+      how: as made by `how("caption", beams=1)`: a search has no text before its end.
     """
     pixels = pictures.stack([image], self.image_size)
     keep = self._tokenize(pixels)[0]["keep"]
     side = self.language
     ids = side.tokenizer.encode(prompt) if prompt else []
-    request = engine.Request(
-      layouts.understanding(keep, ids, side.vocabulary), how or tasks.caption(beams=1)
-    )
+    how = how or self.how("caption", beams=1)
+    request = engine.Request(layouts.understanding(keep, ids, side.vocabulary), how)
     vectors = self._vectors((pixels, keep[None]))
     with jax.set_mesh(self.mesh):
       for found in engine.stream(side.serving, request, vectors):

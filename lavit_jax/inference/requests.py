@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lavit_jax.generate import engine, tasks
+from lavit_jax.generate import decoding, engine, tasks
 from lavit_jax.generate import prompts as layouts
 from lavit_jax.generate.beam import Beams
 from lavit_jax.generate.logits import Settings
@@ -49,7 +49,7 @@ FIELDS = {
 }
 NEEDED = {"caption": ["image"], "answer": ["image", "question"], "draw": ["prompt"]}
 OPTIONS = {"caption": TEXT_OPTIONS, "answer": TEXT_OPTIONS, "draw": DRAW_OPTIONS}
-SETTINGS = ("codes", "reference")  # which ids a drawing may choose
+SETTINGS = ("codes", "reference")  # "reference" draws as the reference does
 NAMES = {int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -138,42 +138,33 @@ def _is_half(character: str) -> bool:
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
-  names = OPTIONS[given["task"]]
-  own = {name: given[name] for name in names if name in given}
-  if "min_new" not in own and own.get("max_new", 99) < 20:
-    own["min_new"] = 0  # the reference's least length is for its own greatest
-  return own
+  return {name: given[name] for name in OPTIONS[given["task"]] if name in given}
 
 
 def _reading(model: LaVIT, given: Mapping[str, Any]) -> Asked:
   pixels = _picture(model, given["image"])
+  how = model.how(given["task"], **_options(given))
   if given["task"] == "answer":
-    how = tasks.answer(**_options(given))
     return Asked("answer", QUESTION.format(given["question"]), how, pixels)
-  how = tasks.caption(**_options(given))
   return Asked("caption", given.get("prompt", ""), how, pixels)
 
 
 def _drawing(model: LaVIT, given: Mapping[str, Any]) -> Asked:
   n, seed = given.get("n", 1), given.get("seed")
-  setting, own = given.get("setting", SETTINGS[0]), _options(given)
+  setting = given.get("setting", SETTINGS[0])
   if not 1 <= n <= MAX_DRAWINGS:
     raise ValueError(f"n must be in [1, {MAX_DRAWINGS}], got {n}; ask again for more")
   if setting not in SETTINGS:
     raise ValueError(
       f"setting must be one of {', '.join(SETTINGS)}, got {_short(setting)}"
     )
-  words, patches = model.language.vocabulary, model.coder.model.num_patches
-  if own.get("max_new", 1) > patches:
-    raise ValueError(
-      f"max_new must be at most {patches}, the patches of a picture, got"
-      f" {own['max_new']}"
-    )
   if setting == "reference":
-    own = {"max_new": min(200, patches), "min_new": min(20, patches - 1)} | own
-    how = tasks.reference_drawing(words, **own)
+    words, patches = model.language.vocabulary, model.coder.model.num_patches
+    numbers = decoding.complete({}, patches)["draw"]
+    numbers = decoding.changed("draw", numbers, _options(given))
+    how = decoding.drawing(numbers, words, patches, allowed="reference")
   else:
-    how = tasks.drawing(words, **{"max_new": patches, "min_new": 1} | own)
+    how = model.how("draw", **_options(given))
   return Asked("draw", given["prompt"], how, n=n, seed=seed)
 
 

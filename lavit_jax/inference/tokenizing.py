@@ -1,6 +1,6 @@
 """Pictures to codes and back, with the frozen parts of stages 0 and 1.
 
-    u8[B, H, W, 3] -> ViT -> whiten -> select (sampled) -> merge -> nearest code [B, P]
+    u8[B, H, W, 3] -> ViT, whiten -> select (sampled) -> merge -> nearest code [B, P]
     codes [B, P], lengths [B] -> codebook rows -> feature decoder -> f32[B, P, D]
 
 `tokenize`, inference and evaluation share these functions: one picture has the same
@@ -120,12 +120,12 @@ def encode_pictures(
 @functools.partial(jax.jit, static_argnames=("tower", "model"))
 def _encode(tower, model, frozen, images, noise_ids, key):
   features = frozen_parts.patch_features(tower, frozen, images)
-  inputs = whitening.whiten(frozen.get("whitening"), features)
+  whitened = whitening.whiten(frozen.get("whitening"), features)
   variables = {"params": frozen["visual_tokenizer"]}
-  log_probs = model.apply(variables, inputs, method="select")
+  log_probs = model.apply(variables, features, whitened, method="select")
   noise = base.gumbel(key, noise_ids, model.num_patches)
   keep = selector.sample(log_probs, noise)
-  z = model.apply(variables, inputs, keep, method="encode")
+  z = model.apply(variables, whitened, keep, method="encode")
   codes = codebook.lookup(frozen["codebook"]["embedding"], z)
   return EncodedPictures(codes, keep > 0.5, log_probs[..., 0])
 

@@ -1,7 +1,7 @@
 """The visual tokenizer: selector, merger, bottleneck and feature decoder.
 
-inputs f[B, P, D] -> select -> log_probs [B, P, 2] -> (sample) -> keep [B, P]
-inputs, keep -> encode -> z f32[B, P, C], unit length -> (codebook) -> vectors [B, P, C]
+raw, whitened f[B, P, D] -> select -> log_probs [B, P, 2] -> (sample) -> keep [B, P]
+whitened, keep -> encode -> z f32[B, P, C], unit length -> (codebook) -> vectors
 vectors left-packed [B, S, C], lengths [B] -> decode -> x_rec [B, P, D]
 
 What lies in brackets is not a module: sampling takes noise, the codebook is state.
@@ -26,6 +26,7 @@ VARIANTS = {
     num_patches=256,
     code_dim=32,
     num_codes=16384,
+    selector_input="raw",  # as the merger's: EVA features are never whitened
   ),
   "tiny": dict(
     embed_dim=128,
@@ -36,8 +37,12 @@ VARIANTS = {
     num_patches=64,
     code_dim=32,
     num_codes=1024,
+    selector_input="raw",  # whitening makes position loud: it would keep landmarks
   ),
 }
+
+
+SELECTOR_INPUTS = ("raw", "whitened")
 
 
 class VisualTokenizer(nn.Module):
@@ -52,6 +57,8 @@ class VisualTokenizer(nn.Module):
     num_patches: P.
     code_dim: C.
     num_codes: K, rows of the codebook that goes with it.
+    selector_input: what the selector scores, "raw" encoder features or the "whitened"
+      ones of the merger; models stored without this field saw whitened ones.
     dtype: compute dtype; the selector runs in float32.
     remat: a key of `stack.REMAT_POLICIES`.
     unroll: layers per scan step.
@@ -65,12 +72,18 @@ class VisualTokenizer(nn.Module):
   num_patches: int
   code_dim: int
   num_codes: int
+  selector_input: str = "whitened"
   dtype: str = "bfloat16"
   remat: str = "none"
   unroll: int = 1
 
   def setup(self):
     """Makes the parts."""
+    if self.selector_input not in SELECTOR_INPUTS:
+      raise ValueError(
+        f"expected selector_input to be one of {SELECTOR_INPUTS}, got"
+        f" {self.selector_input!r}; set it to what the selector was trained on"
+      )
     trunk = dict(
       embed_dim=self.embed_dim,
       num_layers=self.num_layers,
@@ -99,13 +112,24 @@ class VisualTokenizer(nn.Module):
       dtype[B, P, D] reconstruction of the raw features.
     """
     if self.is_initializing():
-      self.select(inputs)  # the mask is an argument, yet `init` makes its maker too
+      self.select(
+        inputs, inputs
+      )  # the mask is an argument, yet `init` makes its maker too
     vectors, lengths = sequence.left_align(self.encode(inputs, keep), keep)
     return self.decode(vectors, lengths)
 
-  def select(self, inputs: jax.Array) -> jax.Array:
-    """Log-probabilities float32[B, P, 2] of keeping (0) and dropping each patch."""
-    return self.selector(inputs)
+  def select(self, features: jax.Array, whitened: jax.Array) -> jax.Array:
+    """Scores patches from what this model's selector sees.
+
+    Args:
+      features: float[B, P, D] of the encoder, as they are.
+      whitened: float[B, P, D] the same as the merger gets them.
+
+    Returns:
+      float32[B, P, 2] log-probabilities of keeping (0) and dropping each patch.
+    """
+    seen = {"raw": features, "whitened": whitened}
+    return self.selector(seen[self.selector_input])
 
   def encode(self, inputs: jax.Array, keep: jax.Array) -> jax.Array:
     """Merges and narrows to unit vectors.

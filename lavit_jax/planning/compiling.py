@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 # The least effort towards a fast and a small program. Memory is right to about 1 %, and
 # products and exchanges are the same; the schedule is not that of a real run.
-DRAFT = {"jax_exec_time_optimization_effort": -1.0, "jax_memory_fitting_effort": -1.0}
+DRAFT = {"jax_optimization_level": "O0", "jax_memory_fitting_level": "O0"}
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -106,7 +106,8 @@ def compile_lowered(lowered: Any, mesh: Mesh, draft: bool = False) -> Compiled:
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(
       "this libtpu cannot print the compiled program, so nothing can be counted;"
-      " install the pinned pair: pip install 'jax[tpu]==0.10.2' on Python 3.11"
+      " install the pinned pair: in the repository's root pip install --editable"
+      " '.[tpu]'"
     ) from error
   return Compiled(text, memory, seconds, cpu_seconds)
 

@@ -147,7 +147,8 @@ def parse(text: str) -> Program:
   if entry is None:
     raise ValueError(
       "expected the text of a compiled program, got none with an ENTRY; the compiler"
-      " cannot print it: install the pinned pair (pip install 'jax[tpu]==0.10.2')"
+      " cannot print it: install the pinned pair (in the repository's root pip install"
+      " --editable '.[tpu]')"
     )
   return Program(computations, entry)
 

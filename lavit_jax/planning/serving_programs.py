@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
-from lavit_jax.generate import ahead, engine, pixels, tasks
+from lavit_jax.generate import ahead, decoding, engine, pixels
 from lavit_jax.inference import pixel_parts, tokenizing
 from lavit_jax.models import llama, visual_tokenizer, vit
 from lavit_jax.planning import programs
@@ -71,7 +71,9 @@ def _drawing(config, mesh: Mesh, rows: int, prompt: int, max_new: int | None):
   init = lambda key: model.init(key, ids, ids, ids, method="everything")
   abstract, _ = train_state.abstract_params(init)
   side = ahead.abstract_serving(model, words, abstract, mesh)
-  settings = tasks.drawing(words, max_new or sizes["num_patches"])
+  most = max_new or sizes["num_patches"]
+  numbers = decoding.REFERENCE["draw"] | {"max_new": most, "min_new": 1}
+  settings = decoding.drawing(numbers, words, most)
   shape = engine.shape_of([settings], rows, words.padded_size)
   return side, mesh, rows, prompt, shape
 

@@ -158,7 +158,8 @@ def devices(topology: Topology) -> list[Any]:
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError(
       "planning needs libtpu, the TPU compiler, and it is not installed; run"
-      " pip install 'lavit_jax[tpu]' (Linux x86-64, no TPU needed)"
+      " enter_environment tpu of launch/environment.sh, or in the repository's root"
+      " pip install --editable '.[tpu]' (Linux x86-64, no TPU needed)"
     )
   from jax.experimental import topologies
 

@@ -10,6 +10,7 @@ adapters (`stages.adapters`), and parameters that train themselves.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jax.sharding import Mesh
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import joined
+from lavit_jax.generate import decoding
 from lavit_jax.inference import frozen_parts, tokenizing
 from lavit_jax.models import vit
 from lavit_jax.stages import adapters, base, pretrain, warm_start
@@ -100,6 +102,8 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   tokenizer = frozen_parts.text_tokenizer(folder)
   sizes = model_directory.part_config(folder, "visual_tokenizer")
   words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
+  numbers = config.decoding.to_dict()
+  decoding.check(numbers, words, sizes["num_patches"])
   warm_start.check_sizes(folder, "llama", config.model)
   tower, frozen, names = frozen_parts.encoder(folder, mesh, config.dtype, config.unroll)
   made = assemble(config, mesh, tower, sizes, words)
@@ -134,7 +138,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     evaluate=pretrain.evaluator(
       config, mesh, made.model, tower, frozen, held_out, made.whole
     ),
-    finish=lambda state, target: save(state.params, made.scale, folder, target),
+    finish=lambda state, target: save(
+      state.params, made.scale, folder, target, numbers
+    ),
     contents={
       "tokens": config.data.row_length,
       "images": held_out.plan.images_per_row,
@@ -181,7 +187,13 @@ def _rows(config, words, tokenizer, image_size, checksum):
   return joined.Joined([rows, old]), held_out
 
 
-def save(params: Any, scale: float, source: str, target: str) -> None:
+def save(
+  params: Any,
+  scale: float,
+  source: str,
+  target: str,
+  numbers: Mapping[str, decoding.Numbers] | None = None,
+) -> None:
   """Writes the model directory again, with what was trained in its place.
 
   Tensors that did not train are the same bit for bit.
@@ -191,6 +203,7 @@ def save(params: Any, scale: float, source: str, target: str) -> None:
     scale: factor of the adapters.
     source: model directory that the run started from.
     target: the new one.
+    numbers: decoding defaults of the new one; those of `source` when None.
   """
   pairs = jax.tree.map(sharding.to_host, params.get(adapters.ROOT, {}))
   parts = {}
@@ -204,4 +217,4 @@ def save(params: Any, scale: float, source: str, target: str) -> None:
       changed |= touched
     if changed:
       parts[name] = part.Part(tree, stored.config)
-  model_directory.save(target, parts, base=source)
+  model_directory.save(target, parts, base=source, decoding=numbers)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from lavit_jax.core import losses, sequence, sharding
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import text
+from lavit_jax.generate import decoding
 from lavit_jax.inference import frozen_parts, tokenizing
 from lavit_jax.models import lavit, llama, merger, vit, whitening
 from lavit_jax.stages import base, warm_start
@@ -238,6 +239,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
   sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
   words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
+  decoding.check(config.decoding.to_dict(), words, sizes["num_patches"])
   tower, frozen, names = frozen_parts.encoder(
     config.init_from, mesh, config.dtype, config.unroll
   )
@@ -356,4 +358,5 @@ def save(params, config, words: Vocabulary, folder: str) -> None:
     parts,
     base=config.init_from,
     text_tokenizer=config.data.text_tokenizer,
+    decoding=config.decoding.to_dict(),
   )

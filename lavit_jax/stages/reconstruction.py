@@ -1,7 +1,8 @@
 """The train step of stage 1, in its two phases.
 
-    features f[B,P,D] -> whiten -> select, twice -> keep[B,P], other keep[B,P]
-    keep -> merge -> z f[B,P,C] -> (phase b: nearest code, straight through) -> decode
+    features, whitened f[B,P,D] -> select, twice -> keep[B,P], other keep[B,P]
+    whitened, keep -> merge -> z f[B,P,C]
+    z -> (phase b: nearest code, straight through) -> decode
 
 The selector learns in two ways. The straight-through mask multiplies the vectors that
 are decoded, so that the reconstruction reaches it directly (paper, section 3.1). That
@@ -45,16 +46,26 @@ class Encoded:
   rescued: jax.Array
 
 
-def encode(model, params, inputs: jax.Array, noise: jax.Array) -> Encoded:
-  """Selects and merges whitened features float[B, P, D] under Gumbel noise."""
+def encode(
+  model, params, features: jax.Array, whitened: jax.Array, noise: jax.Array
+) -> Encoded:
+  """Selects and merges patches under Gumbel noise.
+
+  Args:
+    model: the visual tokenizer.
+    params: its parameters.
+    features: float[B, P, D] of the encoder, as they are.
+    whitened: float[B, P, D] the same as the merger gets them.
+    noise: float[B, P, 2].
+  """
   variables = {"params": params}
-  log_probs = model.apply(variables, inputs, method="select")
+  log_probs = model.apply(variables, features, whitened, method="select")
   keep = selector.sample(log_probs, noise)
   # Only the mask's value enters the merger. Its gradient would pass through the policy
   # softmax, where a forbidden score that tops an allowed one by d weighs exp(d): steps
   # of norm 100 and a selector that drops objects. `reconstruct` carries the gradient.
   hard = jax.lax.stop_gradient(keep)
-  z = model.apply(variables, inputs, hard, method="encode")
+  z = model.apply(variables, whitened, hard, method="encode")
   rescued = selector.count_empty(log_probs, noise).astype(jnp.float32)
   chosen = jnp.where(hard > 0.5, log_probs[..., 0], log_probs[..., 1])
   return Encoded(keep, chosen.sum(1), z, rescued)
@@ -120,16 +131,16 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
 
 
 def _look(model, tower, params, frozen, batch, key):
-  """Features, merger inputs and two noises of a micro-batch; and how many it keeps."""
+  """Features, raw and whitened, two noises of a micro-batch; and how many it keeps."""
   features = frozen_parts.patch_features(tower, frozen, batch["image"])
-  inputs = whitening.whiten(frozen.get("whitening"), features)
+  whitened = whitening.whiten(frozen.get("whitening"), features)
   noise, other = (
     base.gumbel(jax.random.fold_in(key, draw), batch["noise_id"], model.num_patches)
     for draw in range(2)
   )
-  log_probs = model.apply({"params": params}, inputs, method="select")
+  log_probs = model.apply({"params": params}, features, whitened, method="select")
   keep = jax.lax.stop_gradient(selector.sample(log_probs, noise))
-  return (features, inputs, noise, other), keep.sum()
+  return (features, whitened, noise, other), keep.sum()
 
 
 def _make_loss(model, book, config, kept: jax.Array, total: int):
@@ -139,15 +150,15 @@ def _make_loss(model, book, config, kept: jax.Array, total: int):
   """
   slope = 2 * config.rate_weight * (kept / total - config.keep_share)
 
-  def compared(params, features, inputs, noise, distance, log_prob):
+  def compared(params, features, whitened, noise, distance, log_prob):
     """The score of masks against a second one of the same pictures, float32[B]."""
-    second = encode(model, params, inputs, noise)
+    second = encode(model, params, features, whitened, noise)
     rebuilt = reconstruct(model, params, second.z, second.keep)
     worse = distance - losses.feature_cosine(features, rebuilt).mean(1)
     return jax.lax.stop_gradient(worse) * (log_prob - second.log_prob) / 2
 
-  def loss(params, features, inputs, noise, other):
-    first = encode(model, params, inputs, noise)
+  def loss(params, features, whitened, noise, other):
+    first = encode(model, params, features, whitened, noise)
     vectors, keep = first.z, first.keep
     commitment, assigned = jnp.zeros(()), None
     if book is not None:
@@ -165,7 +176,7 @@ def _make_loss(model, book, config, kept: jax.Array, total: int):
     share = model.num_patches / total
     value = distance.sum() * share + config.commitment_weight * commitment
     if book is None:
-      score = compared(params, features, inputs, other, distance, first.log_prob)
+      score = compared(params, features, whitened, other, distance, first.log_prob)
       value = value + score.sum() * share + slope * keep.sum() / total
     parts = {"distance": distance.sum() * share, "commitment": commitment}
     return value, (parts | {"rescued": first.rescued}, assigned)

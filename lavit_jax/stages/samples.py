@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import images, records, text
-from lavit_jax.generate import tasks
+from lavit_jax.generate import decoding
 from lavit_jax.inference import api, language, tokenizing
 from lavit_jax.models import lavit
 from lavit_jax.stages import pretrain
@@ -50,6 +50,7 @@ def make(config: ml_collections.ConfigDict, mesh: Mesh) -> Samples | None:
   model = api.LaVIT(
     config.init_from, mesh, coder, config.seed, config.dtype, batch_size=rows
   )
+  model.defaults = decoding.complete(config.decoding.to_dict(), coder.model.num_patches)
   tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
   sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
   words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
@@ -90,7 +91,7 @@ def take(samples: Samples, params) -> np.ndarray:
   model.language = language.make(
     samples.module, params, samples.vocabulary, samples.tokenizer, model.mesh
   )
-  said = model.caption(samples.pixels, how=tasks.PLAIN_CAPTION)
+  said = model.caption(samples.pixels)
   drawn = None
   if model.has_words:
     codes = model.draw_codes(samples.captions)

@@ -1,6 +1,7 @@
 """Stage 1: selector, merger, codebook and feature decoder over a frozen encoder.
 
-    images -> ViT f[B,P,D] -> whiten -> selector keep[B,P] -> merger -> z f[B,P,C]
+    images -> ViT f[B,P,D] -> selector (raw or whitened) keep[B,P]
+    f[B,P,D] -> whiten, keep -> merger -> z f[B,P,C]
     phase a: z -> feature decoder -> x_rec           (no lookup)
     phase b: z -> nearest code, straight through -> feature decoder -> x_rec
 
@@ -152,9 +153,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 def _codes_input(model, tower, params, frozen, batch):
   """Unit vectors before the lookup, and which of them are kept."""
   features = frozen_parts.patch_features(tower, frozen, batch["image"])
-  inputs = whitening.whiten(frozen.get("whitening"), features)
+  whitened = whitening.whiten(frozen.get("whitening"), features)
   noise = base.gumbel(jax.random.key(0), batch["noise_id"], model.num_patches)
-  encoded = reconstruction.encode(model, params, inputs, noise)
+  encoded = reconstruction.encode(model, params, features, whitened, noise)
   return encoded.z, encoded.keep > 0.5
 
 

@@ -34,7 +34,7 @@ def encoder(state: TrainState, shardings: TrainState, config) -> TrainState:
 def visual_tokenizer(state: TrainState, shardings: TrainState, config) -> TrainState:
   """Stage 1: all that trains, and the codebook."""
   folder = config.warm_start
-  check_sizes(folder, "visual_tokenizer", config.model)
+  check_sizes(folder, "visual_tokenizer", config.model, selector_input="whitened")
   params = model_directory.load(
     folder, "visual_tokenizer", state.params, shardings.params
   )
@@ -77,9 +77,18 @@ def language(
   return state.replace(params=params)
 
 
-def check_sizes(folder: str, part: str, config: ml_collections.ConfigDict) -> None:
-  """Compares sizes that shapes do not show, too, such as heads and epsilons."""
-  found = model_directory.part_config(folder, part)
+def check_sizes(
+  folder: str, part: str, config: ml_collections.ConfigDict, **unnamed: Any
+) -> None:
+  """Compares sizes that shapes do not show, too, such as heads and epsilons.
+
+  Args:
+    folder: model directory of the weights.
+    part: its part.
+    config: fields of the module to be trained.
+    **unnamed: what fields mean that weights stored before them do not name.
+  """
+  found = unnamed | model_directory.part_config(folder, part)
   wrong = {
     name: (found[name], value)
     for name, value in config.to_dict().items()

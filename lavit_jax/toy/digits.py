@@ -12,8 +12,8 @@ from PIL import Image
 
 from lavit_jax.toy import scene_texts, scenes, world
 
-SPLITS = ("train", "test")
-NUM_TRAIN = 1400
+SPLITS = ("train", "validation", "test")
+NUM_TRAIN, NUM_VALIDATION = 1400, 100
 SPLIT_SEED = 0  # fixed, so that no choice of seed moves a digit to the other split
 SHIFT = 16  # by up to 1/16 of the size, 4 px of 64; the free border is wider
 NAMES = (
@@ -61,13 +61,14 @@ def split_indices(split: str) -> np.ndarray:
   """The dataset's indices that belong to a split.
 
   Args:
-    split: "train" (1400 digits) or "test" (397).
+    split: "train" (1400 digits), "validation" (100) or "test" (297).
 
   Returns:
     int[N] in the order of the source.
   """
   order = np.random.default_rng(SPLIT_SEED).permutation(len(_load()[1]))
-  return order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
+  parts = np.split(order, np.cumsum([NUM_TRAIN, NUM_VALIDATION]))
+  return parts[SPLITS.index(split)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Digits:
   """Random-access source of prepared records of handwritten digits.
 
   Attributes:
-    split: "train" or "test".
+    split: "train", "validation" or "test".
     num_examples: number of records; beyond the number of digits they come again with
       another shift and caption.
     size: height and width of the picture, a multiple of 16.

@@ -26,8 +26,6 @@ from lavit_jax.toy import (
 
 READER_RECORDS = 4000  # training records behind the classifiers
 SHOWN = 8
-# The most probable code each time: a request leaves little open in this world.
-DRAWING = {"guidance": 2.0, "temperature": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +100,14 @@ def study(
   titles = [request.prompt for request in asked]
   drawings = _examples(titles, wanted, drawn, reading, facts)
   figure, digit_examples = _digits(model, readers, test, limits.digits)
-  figures["drawn_digit_accuracy"] = figure | DRAWING
+  figures["drawn_digit_accuracy"] = figure | decoding_of(model)
   findings = pixel_figures.PixelFindings(drawings, digit_examples, again, sweep)
   return figures, findings
+
+
+def decoding_of(model: api.LaVIT) -> dict[str, float]:
+  """What the model's own decoding of drawings says, to stand beside their figures."""
+  return {name: model.defaults["draw"][name] for name in ("guidance", "temperature")}
 
 
 def _readers(folder: str, size: int, steps: int) -> pixel_reading.Readers:
@@ -142,7 +145,7 @@ def _digits(model, readers, test, count: int):
   names = np.arange(count) % 10
   wording = [digits.CAPTIONS[i // 10 % len(digits.CAPTIONS)] for i in range(count)]
   prompts = [w.format(digits.NAMES[name]) for w, name in zip(wording, names)]
-  drawn = _paint(model, model.draw_codes(prompts, **DRAWING))
+  drawn = _paint(model, model.draw_codes(prompts))
   read = pixel_reading.read_digits(readers, drawn)
   real = np.flatnonzero(~test.truth.scene)
   true = np.array([test.truth.truths[i]["digit"] for i in real])

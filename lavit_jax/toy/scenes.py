@@ -186,8 +186,8 @@ class Scenes:
   """Random-access source of prepared records of drawn scenes.
 
   Attributes:
-    split: "train" and "test" hold the pairs seen in training, "novel" the held-out
-      ones; the three never share a random stream.
+    split: "train", "validation" and "test" hold the pairs seen in training, "novel"
+      the held-out ones; no two of them share a random stream.
     num_examples: number of scenes.
     size: height and width of the picture, a multiple of 32.
     seed: together with split and index it determines a scene.

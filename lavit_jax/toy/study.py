@@ -1,6 +1,6 @@
 """Runs a finished toy model over held-out records and hands its outputs to evaluate/.
 
-test, novel records -> codes, keep, reconstructions, captions, answers, drawings
+held-out, novel records -> codes, keep, reconstructions, captions, answers, drawings
 -> figures with chance levels and baselines, and examples for the report
 """
 
@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from lavit_jax.data import images, items, records
-from lavit_jax.generate import tasks
 from lavit_jax.inference import api, batching, frozen_parts, tokenizing
-from lavit_jax.models import codebook, whitening
+from lavit_jax.models import codebook, fixed_masks, whitening
 from lavit_jax.toy import (
   digits,
   findings,
   language_figures,
+  length_figures,
   patch_reading,
   patch_words,
   pixel_study,
@@ -64,12 +64,15 @@ class Split:
   truth: tokenizer_figures.Truth
 
 
-def study(model_folder: str, data_folder: str, limits: Limits) -> findings.Findings:
+def study(
+  model_folder: str, data_folder: str, split: str, limits: Limits
+) -> findings.Findings:
   """Evaluates a finished toy model.
 
   Args:
     model_folder: model directory that stage 2 wrote.
-    data_folder: prepared toy data with the splits test and novel.
+    data_folder: prepared toy data with that split and novel.
+    split: "validation" or "test"; each has pictures and requests of its own.
     limits: cases per figure.
 
   Returns:
@@ -80,22 +83,24 @@ def study(model_folder: str, data_folder: str, limits: Limits) -> findings.Findi
     patch_words.load(model_folder, model.coder.tower.embed_dim, model.mesh)
   )
   size = model.coder.tower.image_size
-  test, novel = (
-    load_split(f"{data_folder}/{name}", size) for name in ("test", "novel")
-  )
+  test, novel = (load_split(f"{data_folder}/{name}", size) for name in (split, "novel"))
   figures, pictures, rebuilt = _study_tokenizer(model, heads, test)
   figures |= _study_captions(model, test, novel, limits.captions)
   caption_examples = _caption_examples(model, test)
   answers, answer_examples = _study_answers(model, test, limits.questions)
-  seen = _study_drawings(model, heads, False, limits.drawings, size)
-  unseen = _study_drawings(model, heads, True, -(-limits.drawings // 2), size)
+  stream = world.SPLITS.index(split) - 1
+  asked = language_figures.requests(False, limits.drawings, stream)
+  novel_asked = language_figures.requests(True, -(-limits.drawings // 2), stream)
+  seen = _study_drawings(model, heads, False, asked, size)
+  unseen = _study_drawings(model, heads, True, novel_asked, size)
   figures |= answers | seen[0]
   figures |= {f"novel_{name}": value for name, value in unseen[0].items()}
   painted = None
   if model.has_pixels:
     train = f"{data_folder}/train"
-    asked = language_figures.requests(False, limits.drawings), seen[2]
-    found, painted = pixel_study.study(model, train, test, *asked, limits.pixels)
+    found, painted = pixel_study.study(
+      model, train, test, asked, seen[2], limits.pixels
+    )
     figures |= found
   grids = seen[1], unseen[1], rebuilt
   return findings.Findings(
@@ -128,23 +133,31 @@ def _study_tokenizer(model, heads, split: Split):
   encode = functools.partial(tokenizing.encode_pictures, coder)
   found = batching.in_batches(encode, BATCH_SIZE, split.image, names)
   rng = np.random.default_rng(0)
-  mask = np.stack([rng.permutation(row) for row in found.keep])
+  shuffled = np.stack([rng.permutation(row) for row in found.keep])
+  masks = {"shuffled": shuffled} | _fixed_masks(found, rng)
   run = functools.partial(_features_and_codes, coder.tower, coder.model, coder.frozen)
-  features, masked = batching.in_batches(run, BATCH_SIZE, split.image, mask)
   decode = lambda codes, keep: model.decode_features(
     [own[kept] for own, kept in zip(codes, keep)]
   )
-  rebuilt = decode(found.codes, found.keep)
+  rebuilt, others = decode(found.codes, found.keep), {}
+  for name, mask in masks.items():
+    features, codes = batching.in_batches(run, BATCH_SIZE, split.image, mask)
+    others[name] = _cosine(features, decode(codes, mask))
   mean = features.mean((0, 1), keepdims=True)
+  own = _cosine(features, rebuilt)
   cosines = {
-    "own": _cosine(features, rebuilt),
+    "own": own,
     "constant_mean": _cosine(features, mean),
     "object_mean": _cosine(features, features[split.truth.objects].mean(0)),
-    "random_mask": _cosine(features, decode(masked, mask)),
+    "random_mask": others.pop("shuffled"),
   }
+  masks = {length_figures.SELECTOR: found.keep} | {name: masks[name] for name in others}
   single = split.truth.single
   read = lambda x: patch_reading.read(patch_reading.word_logits(heads, x))
   figures = tokenizer_figures.selection(found.keep, found.log_probs, split.truth)
+  figures |= length_figures.object_patches_kept(
+    masks, {length_figures.SELECTOR: own} | others, split.truth
+  )
   figures |= tokenizer_figures.codes(found.codes, found.keep, coder.model.num_codes)
   figures |= tokenizer_figures.reconstruction(cosines, split.truth)
   figures |= tokenizer_figures.reconstructed(
@@ -160,6 +173,18 @@ def _study_tokenizer(model, heads, split: Split):
     coder.model.num_codes,
   )
   return figures, pictures, _rebuilt_examples(read(rebuilt), split)
+
+
+def _fixed_masks(found, rng) -> dict[str, np.ndarray]:
+  """Masks bool[N, P] that keep of each picture what the selector keeps on average."""
+  size, patches = found.keep.shape
+  count = fixed_masks.counts_of_mean(found.keep.sum(1).mean(), size)
+  masks = {
+    "random": fixed_masks.random(rng.random((size, patches)), count),
+    "grid": fixed_masks.grid(patches, count),
+    "top_n": fixed_masks.top_n(found.log_probs, count),
+  }
+  return {name: np.asarray(mask) > 0.5 for name, mask in masks.items()}
 
 
 def _cosine(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -193,13 +218,13 @@ def _study_captions(model, test: Split, novel: Split, most: int) -> dict[str, di
   for name, split in (("", test), ("novel_", novel)):
     chosen = split.truth.single[:most]
     figures[f"{name}caption_color_shape"] = language_figures.caption_figure(
-      model.caption(split.image[chosen], how=tasks.PLAIN_CAPTION),
+      model.caption(split.image[chosen]),
       [split.truth.truths[i] for i in chosen],
       bool(name),
     )
   chosen = np.flatnonzero(~test.truth.scene)[:most]
   figures["digit_caption_accuracy"] = language_figures.digit_figure(
-    model.caption(test.image[chosen], how=tasks.PLAIN_CAPTION),
+    model.caption(test.image[chosen]),
     [test.truth.truths[i] for i in chosen],
   )
   return figures
@@ -213,7 +238,7 @@ def _caption_examples(model, split: Split) -> list[findings.TextExample]:
     for place, count in enumerate(counts)
     if (split.truth.count == count).sum() > counts[:place].count(count)
   ]
-  texts = model.caption(split.image[np.array(chosen, int)], how=tasks.PLAIN_CAPTION)
+  texts = model.caption(split.image[np.array(chosen, int)])
   examples = []
   for i, text in zip(chosen, texts):
     true = _caption_of(split.records[i])
@@ -237,8 +262,8 @@ def _study_answers(model, split: Split, most: int):
   shown = np.array([question.picture for question in questions], int)
   other = _next_of_its_sort(split.truth.scene)[shown]
   texts = [question.text for question in questions]
-  answers = model.answer(split.image[shown], texts, how=tasks.PLAIN_ANSWER)
-  others = model.answer(split.image[other], texts, how=tasks.PLAIN_ANSWER)
+  answers = model.answer(split.image[shown], texts)
+  others = model.answer(split.image[other], texts)
   figures = language_figures.answer_figures(questions, answers, others)
   examples = [
     findings.TextExample(
@@ -262,15 +287,15 @@ def _next_of_its_sort(scene: np.ndarray) -> np.ndarray:
   return following
 
 
-def _study_drawings(model, heads, novel: bool, count: int, size: int):
+def _study_drawings(model, heads, novel: bool, asked, size: int):
   """Draws requests, reads the drawn features: figures, first examples, all codes."""
-  asked = language_figures.requests(novel, count)
-  codes = model.draw_codes([request.prompt for request in asked], **pixel_study.DRAWING)
+  codes = model.draw_codes([request.prompt for request in asked])
   features = model.decode_features(codes)
   reading = patch_reading.read(patch_reading.word_logits(heads, features))
   tokens = [len(own) for own in codes]
   figures = language_figures.drawn_figures(asked, reading, tokens, novel)
-  figures = {name: value | pixel_study.DRAWING for name, value in figures.items()}
+  how = pixel_study.decoding_of(model)
+  figures = {name: value | how for name, value in figures.items()}
   words = lambda color, shape, cell: (
     f"{color} {shape}, {scene_texts.POSITIONS[cell // world.CELLS][cell % world.CELLS]}"
   )

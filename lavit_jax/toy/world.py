@@ -13,7 +13,8 @@ COLORS = ("red", "green", "blue", "yellow", "orange", "purple", "cyan", "pink")
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "star")
 SIZES = ("small", "large")
 BACKGROUNDS = ("dark", "bright", "gradient", "stripes", "noise")
-SPLITS = ("train", "test", "novel")
+# Each split draws from the random stream of its position; "test" came last.
+SPLITS = ("train", "validation", "novel", "test")
 CELLS = 3
 COUNT_SHARES = (0.06, 0.20, 0.11, 0.13, 0.15, 0.17, 0.18)
 MAX_OBJECTS = len(COUNT_SHARES) - 1

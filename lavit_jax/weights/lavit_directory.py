@@ -77,17 +77,26 @@ def read(folder: str | pathlib.Path) -> dict[str, Part]:
     ValueError: a file is missing or does not fit; all that differs is listed.
   """
   folder = pathlib.Path(folder)
-  num_heads = eva.NUM_HEADS
-  if (folder / SIZES_FILE).is_file():
-    num_heads = int(files.read_json(folder / SIZES_FILE)["num_heads"])
+  facts = own_facts(folder)
+  num_heads = int(facts.get("num_heads", eva.NUM_HEADS))
   source = _needed(folder / VISUAL, ENCODER_FILE)
   parts = {"vit": _named(ENCODER_FILE, eva.read, source, num_heads)}
   parts |= _tokenizer_parts(folder / VISUAL, num_heads)
   for prefix, name in PIXELS.items():
-    parts |= _pixel_parts(folder / name, prefix, parts)
+    said = facts.get("pixels", {}).get(prefix, {})
+    parts |= _pixel_parts(folder / name, prefix, parts, said)
   if (folder / LANGUAGE).is_dir():
     parts |= _language_parts(folder / LANGUAGE, parts)
   return parts
+
+
+def own_facts(folder: str | pathlib.Path) -> dict[str, Any]:
+  """What `write` stored beside the published files; {} where the authors wrote them.
+
+  num_heads; decoding defaults by task; sampling and ratios by pixel decoder.
+  """
+  path = pathlib.Path(folder) / SIZES_FILE
+  return files.read_json(path) if path.is_file() else {}
 
 
 def _needed(folder: pathlib.Path, stem: str) -> dict[str, Tensor]:
@@ -138,7 +147,7 @@ def _tokenizer_parts(folder: pathlib.Path, num_heads: int) -> dict[str, Part]:
   return {"visual_tokenizer": Part(params, sizes), "codebook": codebook} | parts
 
 
-def _sizes(encoding, decoder, num_heads: int) -> dict[str, int]:
+def _sizes(encoding, decoder, num_heads: int) -> dict[str, int | str]:
   """The fields of `VisualTokenizer`, from the shapes of its files."""
   width = rules.shape_of(encoding, "causal_encoder.norm.weight", 1)[0]
   num_codes, code_dim = rules.shape_of(encoding, "quantize.embedding.weight", 2)
@@ -152,6 +161,7 @@ def _sizes(encoding, decoder, num_heads: int) -> dict[str, int]:
     "num_patches": rules.shape_of(decoder, "pos_embed", 3)[1],
     "code_dim": code_dim,
     "num_codes": num_codes,
+    "selector_input": "raw",
   }
 
 
@@ -185,7 +195,7 @@ def _highres(source, trunk, sizes: Mapping[str, int]) -> tuple[Part, Any]:
 
 
 def _pixel_parts(
-  folder: pathlib.Path, prefix: str, parts: Mapping[str, Part]
+  folder: pathlib.Path, prefix: str, parts: Mapping[str, Part], said: Mapping[str, Any]
 ) -> dict[str, Part]:
   """U-Net, VAE and null condition; scheduler and sampling go to the condition."""
   if not pixel_folders.is_folder(folder):
@@ -195,8 +205,9 @@ def _pixel_parts(
   found = {prefix + name: part for name, part in found.items()}
   name = f"{prefix}condition"
   if name in parts and scheduler is not None:
-    facts = {"scheduler": dict(scheduler.config), "ratios": RATIOS[prefix]}
-    config = dict(parts[name].config) | facts | {"sampling": SAMPLING}
+    facts = {"ratios": RATIOS[prefix], "sampling": SAMPLING} | said
+    facts |= {"scheduler": dict(scheduler.config)}
+    config = dict(parts[name].config) | facts
     found[name] = Part(parts[name].params, config)
   return found
 
@@ -229,6 +240,7 @@ def write(
   folder: pathlib.Path,
   suffix: str = files.TORCH,
   dtype: str | None = None,
+  decoding: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes parts in the published layout into an existing folder.
 
@@ -237,6 +249,7 @@ def write(
     folder: where to write.
     suffix: ".bin", which the reference reads, or ".safetensors".
     dtype: stored dtype, None for that of the parts.
+    decoding: decoding defaults by task; the reference's when None.
   """
   if "whitening" in parts:
     raise ValueError(
@@ -266,8 +279,16 @@ def write(
     own = _pixel_parts_out(parts, prefix)
     if own:
       pixel_folders.write(own, folder / name, suffix, dtype)
-  sizes = {"num_heads": encoding.config["num_heads"]}
-  files.write_json(folder / SIZES_FILE, sizes)
+  facts = {"num_heads": encoding.config["num_heads"], "decoding": decoding or {}}
+  facts["pixels"] = {prefix: _sampling(parts, prefix) for prefix in PIXELS}
+  files.write_json(folder / SIZES_FILE, facts)
+
+
+def _sampling(parts: Mapping[str, Part], prefix: str) -> dict[str, Any]:
+  """How a pixel decoder samples, and its aspect ratios, as far as its part says."""
+  name = f"{prefix}condition"
+  config = parts[name].config if name in parts else {}
+  return {fact: config[fact] for fact in ("sampling", "ratios") if fact in config}
 
 
 def _decoder_files(parts: Mapping[str, Part], decoder) -> dict[str, dict[str, Tensor]]:

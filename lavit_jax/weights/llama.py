@@ -133,6 +133,14 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def text_size(folder: str | os.PathLike) -> int | None:
   """Number of text ids of the tokenizer in a folder; None without a tokenizer."""
   folder = pathlib.Path(folder)
+  if (folder / "tokenizer.model").is_file():
+    pieces = _count_pieces((folder / "tokenizer.model").read_bytes())
+    if not pieces:
+      raise ValueError(
+        f"expected a SentencePiece model in {folder / 'tokenizer.model'}, got a file"
+        " without pieces; download it again"
+      )
+    return pieces
   if (folder / "tokenizer.json").is_file():
     try:
       return len(files.read_json(folder / "tokenizer.json")["model"]["vocab"])
@@ -141,8 +149,6 @@ def text_size(folder: str | os.PathLike) -> int | None:
         f"expected a text tokenizer in {folder / 'tokenizer.json'}, got one without a"
         " vocabulary; download it again"
       ) from error
-  if (folder / "tokenizer.model").is_file():
-    return _count_pieces((folder / "tokenizer.model").read_bytes())
   return None
 
 

@@ -1,6 +1,7 @@
 """Model directories: a manifest and safetensors, one tensor per layer.
 
-    model/manifest.json            parts with their configs, files and checksums
+    model/manifest.json            parts with their configs, files and checksums, and
+                                   decoding defaults (`generate.decoding`)
     model/vit.safetensors ...      tensors named like our paths, layers unstacked
     model/text_tokenizer/          the Hugging Face folder, when the model has one
 
@@ -27,6 +28,7 @@ MANIFEST = "manifest.json"
 VERSION = 1
 MAX_SHARD_BYTES = 4 * 2**30
 SMALL_BYTES = 2**16
+DECODING = "decoding"
 TEXT_TOKENIZER = "text_tokenizer"
 TEXT_TOKENIZER_FILES = (
   "tokenizer.json",
@@ -45,6 +47,7 @@ def save(
   *,
   base: str | os.PathLike | None = None,
   text_tokenizer: str | os.PathLike | None = None,
+  decoding: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes a model directory, atomically and tensor by tensor.
 
@@ -55,6 +58,7 @@ def save(
     parts: parts to write.
     base: a model directory whose other parts are taken over.
     text_tokenizer: folder to copy; that of `base` when None.
+    decoding: decoding defaults by task; those of `base`, if it has any, when None.
   """
   if jax.process_index() != 0:
     for part in parts.values():
@@ -65,7 +69,9 @@ def save(
     entries = {}
     if base is not None:
       base = pathlib.Path(base)
-      for name, entry in read_manifest(base)["parts"].items():
+      known = read_manifest(base)
+      decoding = known.get(DECODING) if decoding is None else decoding
+      for name, entry in known["parts"].items():
         if name not in parts:
           entries[name] = entry
           for file in entry["files"]:
@@ -77,6 +83,7 @@ def save(
     if text_tokenizer is not None:
       copy_text_tokenizer(text_tokenizer, temporary / TEXT_TOKENIZER)
     manifest = {"version": VERSION, "parts": entries}
+    manifest |= {} if decoding is None else {DECODING: dict(decoding)}
     files.write_json(temporary / MANIFEST, manifest)
 
 
@@ -132,7 +139,8 @@ def _published(folder: pathlib.Path) -> tuple[dict[str, Part], dict[str, Any]]:
     name: {"config": dict(part.config), "files": {}, "checksum": _fingerprint(part)}
     for name, part in parts.items()
   }
-  return parts, {"version": VERSION, "parts": entries}
+  said = {DECODING: lavit_directory.own_facts(folder).get(DECODING, {})}
+  return parts, {"version": VERSION, "parts": entries} | said
 
 
 def _fingerprint(part: Part) -> str:
@@ -164,6 +172,11 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
       f"{path} has version {manifest.get('version')}, this program reads {VERSION}"
     )
   return manifest
+
+
+def decoding_of(folder: str | os.PathLike) -> dict[str, Any]:
+  """Decoding defaults by task, as far as the directory carries any."""
+  return read_manifest(folder).get(DECODING, {})
 
 
 def part_config(folder: str | os.PathLike, name: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def test_a_started_run_continues_on_beam(tmp_path):
   pattern = web_data.tars(tmp_path / "in", 2, 2)
   given = [pattern], str(tmp_path / "out"), fields.Fields(), 10
   jobs = conversion.plan("webdataset", *given)
-  conversion.Run(jobs)
+  conversion.Run(jobs).close()
   conversion.convert(jobs[0])
   stamp = jobs[0].shard.stat().mtime
   prepare.run(jobs, beam="--runner=DirectRunner")

@@ -54,7 +54,7 @@ def test_decode_skips_specials_images_and_codes(tokenizer):
 
 
 def test_special_ids_follow_llama(tokenizer):
-  specials = [tokenizer.backend.id_to_token(i) for i in range(3)]
+  specials = [tokenizer.definition.backend.id_to_token(i) for i in range(3)]
   assert specials == ["<unk>", "<s>", "</s>"]
   assert 0 in tokenizer.encode("caf\N{LATIN SMALL LETTER E WITH ACUTE}")
 

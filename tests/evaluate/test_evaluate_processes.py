@@ -12,7 +12,7 @@ from PIL import Image
 from test_feed_processes import free_port
 
 pytestmark = pytest.mark.slow
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def start(model, folder, target, *hosts) -> subprocess.Popen:

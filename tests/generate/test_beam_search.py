@@ -1,20 +1,13 @@
 """Beam search against the reference and a search written out in numpy."""
 
 import generating
-import jax
 import numpy as np
 import pytest
 
 from lavit_jax.core.vocabulary import END
 from lavit_jax.generate import beam, logits
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-  """Small programs that run once: compiling is nearly all of their time."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def settings(max_new: int, min_new: int = 0) -> logits.Settings:

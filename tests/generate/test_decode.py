@@ -19,12 +19,7 @@ WARPERS = dict(temperature=0.7, top_k=9, top_p=0.8)
 TEXT = logits.Settings(end=END, allowed="text", max_new=6)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-  """Small programs that run once: compiling is nearly all of their time."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def positions_of(mask) -> np.ndarray:

@@ -101,8 +101,8 @@ def given(tmp_path, **more):
     target=str(tmp_path / "out"),
     n=1,
     keep_best=False,
-    guidance=2.0,
   )
+  defaults |= dict.fromkeys(infer.DECODING_FLAGS) | dict(guidance=2.0)
   defaults |= dict(ratio="1:1", size="", solver="", steps=2, pixel_guidance=1.0)
   return types.SimpleNamespace(**(defaults | more))
 

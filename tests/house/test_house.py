@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2] / "lavit_jax"
+ROOT = pathlib.Path(__file__).parent.parent / "lavit_jax"
 MAX_LINES = 400
 # Rooms from the ground up; a file imports from lower floors, or from its own room.
 FLOORS = (

@@ -1,11 +1,12 @@
 """The pod scripts print the exact commands; every script is clean for shellcheck."""
 
 import pathlib
+import shutil
 import subprocess
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parent.parent
 PLACE = ["--zone=us-east5-a", "--project=mine"]
 TRAIN = ["--", "--config=configs/pretrain.py:7b", "--workdir=gs://bucket/run"]
 TAIL = "--zone=us-east5-a --project=mine"
@@ -27,6 +28,84 @@ def test_scripts_are_clean():
   command = ["shellcheck", "--external-sources", *map(str, scripts)]
   done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
   assert len(scripts) > 9 and done.returncode == 0, done.stdout
+
+
+# A Python of one version that makes environments of itself and installs nothing.
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+  -c*) echo VERSION ;;
+  *"-m venv"*)
+    mkdir -p "$3/bin"
+    cp "$0" "$3/bin/python"
+    printf '#!/usr/bin/env bash\\n' >"$3/bin/ruff"
+    printf '#!/usr/bin/env bash\\necho "$0 $*"\\n' >"$3/bin/pytest"
+    chmod +x "$3"/bin/*
+    ;;
+  *"-m pip"*) echo "pip of VERSION in $(dirname "$0")" ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+  """A repository with nothing but what the test command reads."""
+  folder = tmp_path / "checkout"
+  (folder / "launch").mkdir(parents=True)
+  for name in ("launch/environment.sh", "launch/test.sh"):
+    shutil.copy(ROOT / name, folder / name)
+  for name in ("requirements.txt", "pyproject.toml"):
+    shutil.copy(ROOT / name, folder / name)
+  for version in ("3.11", "3.12"):
+    python = tmp_path / "bin" / f"python{version}"
+    python.parent.mkdir(exist_ok=True)
+    python.write_text(PYTHON.replace("VERSION", version))
+    python.chmod(0o755)
+  shutil.copy(tmp_path / "bin/python3.11", tmp_path / "bin/python3")
+  return folder
+
+
+def run_tests(checkout, **environment):
+  path = f"{checkout.parent / 'bin'}:/usr/bin:/bin"
+  return subprocess.run(
+    ["bash", str(checkout / "launch/test.sh"), "-k", "golden"],
+    env={"PATH": path} | environment,
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+
+
+def tested(checkout, **environment):
+  """What the test command prints: pip's lines, and which pytest it ran."""
+  done = run_tests(checkout, **environment)
+  assert done.returncode == 0, done.stderr
+  return done.stdout.replace(f"{checkout}/", "").splitlines()
+
+
+RAN = "/bin/pytest --numprocesses=2 --dist=loadfile -k golden"
+
+
+def test_each_version_of_python_has_an_environment(checkout):
+  assert tested(checkout) == ["pip of 3.11 in .venv/bin", f".venv{RAN}"]
+  other = {"PYTHON": "python3.12"}
+  made = ["pip of 3.12 in .venv-3.12/bin", f".venv-3.12{RAN}"]
+  assert tested(checkout, **other) == made
+  assert tested(checkout, **other) == made[1:]
+  assert tested(checkout) == [f".venv{RAN}"]
+  assert tested(checkout, PYTHON="python3.11") == [f".venv{RAN}"]
+
+
+def test_the_first_environment_is_the_plain_one(checkout):
+  made = ["pip of 3.12 in .venv/bin", f".venv{RAN}"]
+  assert tested(checkout, PYTHON="python3.12") == made
+  assert tested(checkout) == made[1:]
+
+
+def test_a_python_that_is_not_there_is_refused(checkout):
+  tested(checkout)
+  done = run_tests(checkout, PYTHON="python3.99")
+  assert done.returncode != 0 and not done.stdout
+  assert done.stderr.endswith("among python3.99; install one or set PYTHON\n")
 
 
 def test_create_asks_for_one_slice():

@@ -14,7 +14,7 @@ from PIL import Image
 from lavit_jax import infer
 from lavit_jax.core.vocabulary import END, Vocabulary
 from lavit_jax.data import items, text
-from lavit_jax.generate import tasks
+from lavit_jax.generate import decoding, tasks
 from lavit_jax.inference import api, tokenizing
 from lavit_jax.models import vit
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
@@ -31,12 +31,7 @@ WORDS = dict(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast():
-  """Small programs that run once: compiling is nearly all of their time."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def random_tree(abstract, seed: int) -> dict:
@@ -115,7 +110,8 @@ def model(folders):
 
 
 def greedy(max_new: int) -> api.Settings:
-  return tasks.caption(beams=1, max_new=max_new, min_new=0)
+  numbers = dict(beams=1, max_new=max_new, min_new=0)
+  return decoding.text("caption", decoding.REFERENCE["caption"] | numbers)
 
 
 def pictures(count: int) -> np.ndarray:
@@ -258,6 +254,7 @@ def test_infer_writes_what_it_says(model, tmp_path, capsys):
     prompts=[],
     target=str(tmp_path / "out"),
     stream=True,
+    **dict.fromkeys(infer.DECODING_FLAGS),
   )
   infer.reconstruct(model, given)
   said = capsys.readouterr().out
@@ -278,18 +275,6 @@ def test_streams_grow_to_the_caption(model):
   seen = list(model.stream(image, how=greedy(12)))
   assert seen[-1] == model.caption(image, how=greedy(12))[0]
   assert all(b.startswith(a) for a, b in zip(seen, seen[1:]))
-
-
-def test_the_tasks_have_the_references_settings(model):
-  image = pictures(1)[0]
-  assert model.caption(image) == model.caption(image, how=tasks.caption())
-  how = tasks.caption()
-  assert (how.count, how.settings.max_new, how.settings.min_new) == (2, 36, 8)
-  how = tasks.answer()
-  assert (how.count, how.length_penalty, how.early_stopping) == (5, 0.0, True)
-  assert (how.settings.max_new, how.settings.min_new) == (10, 2)
-  how = tasks.reference_drawing(model.language.vocabulary)
-  assert (how.max_new, how.min_new, how.top_k, how.guidance) == (200, 20, 50, 4.0)
 
 
 def test_patch_pictures_paint_color_words():

@@ -69,7 +69,7 @@ def test_golden_end_to_end():
     images = jnp.asarray(case["image"]).transpose(0, 2, 3, 1)
     params = golden_params(state, *models, images)
     features = golden_data.run(encoder, params["encoder"], images)[:, 1:]
-    log_probs = golden_data.run(tokenizer, params, features, method="select")
+    log_probs = golden_data.run(tokenizer, params, features, features, method="select")
     noise = jnp.asarray(case["gumbel_noise"])
     empty = ~case["keep"].any(axis=-1, keepdims=True)  # the reference rescues none
     assert selector.count_empty(log_probs, noise) == empty.sum()
@@ -108,7 +108,7 @@ def small(remat="none"):
 def stage_one_loss(model, params, features, noise, rows, quantize):
   """The objective of stage 1 in miniature."""
   call = lambda method, *inputs: model.apply({"params": params}, *inputs, method=method)
-  keep = selector.sample(call("select", features), noise)
+  keep = selector.sample(call("select", features, features), noise)
   z = call("encode", features, keep)
   if quantize:
     codes = codebook.lookup(rows, jax.lax.stop_gradient(z))
@@ -160,6 +160,28 @@ def test_codes_are_unit_length_and_features_keep_their_shape():
   np.testing.assert_allclose(jnp.linalg.norm(z, axis=-1), 1, rtol=1e-5)
   x_rec = golden_data.run(model, params, features, keep)
   assert x_rec.shape == features.shape
+
+
+@pytest.mark.parametrize("given", [{}, {"selector_input": "raw"}], ids=str)
+def test_the_selector_sees_what_its_field_names_and_whitened_features_without_one(
+  given,
+):
+  model = VisualTokenizer(**SMALL, **given, dtype="float32")
+  _, params, features = small()
+  whitened = jax.random.normal(jax.random.key(4), features.shape)
+  found = golden_data.run(model, params, features, whitened, method="select")
+  seen = features if given else whitened
+  alone = lambda module, x: module.selector(x)
+  expected = golden_data.run(model, params, seen, method=alone)
+  np.testing.assert_array_equal(found, expected)
+  assert np.abs(features - whitened).max() > 0.1
+
+
+def test_an_unknown_selector_input_is_refused():
+  model = VisualTokenizer(**SMALL, selector_input="white")
+  features = jnp.zeros((1, 9, 16))
+  with pytest.raises(ValueError, match="expected selector_input to be one of"):
+    model.init(jax.random.key(0), features, jnp.ones((1, 9), bool))
 
 
 def test_whitening_gives_uncorrelated_features():

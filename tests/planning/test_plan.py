@@ -63,7 +63,7 @@ def program_of(stage: str, mesh: str, **changes) -> programs.Program:
 
 needs_compiler = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
-  reason="needs libtpu: pip install 'lavit_jax[tpu]'",
+  reason="needs libtpu: enter_environment tpu",
 )
 
 

@@ -145,7 +145,7 @@ def test_the_compilers_memory_error_is_read():
 
 @pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
-  reason="needs libtpu: pip install 'lavit_jax[tpu]'",
+  reason="needs libtpu: enter_environment tpu",
 )
 @pytest.mark.parametrize("name", ["v4-8", "v5e-4", "v5p-8", "v6e-4"])
 def test_a_chip_holds_what_the_compiler_says(name):
@@ -164,7 +164,9 @@ def test_a_chip_holds_what_the_compiler_says(name):
 
 def test_a_missing_compiler_ends_in_one_sentence(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(ValueError, match=r"planning needs libtpu, .* pip install"):
+  with pytest.raises(
+    ValueError, match=r"libtpu, .* pip install --editable '\.\[tpu\]'"
+  ):
     topology.devices(topology.parse("v5e-64"))
 
 
@@ -212,7 +214,24 @@ def test_donated_results_take_no_memory_of_their_own():
   assert found.memory.total == 100 + 10 + 5 + 1
 
 
+def test_only_a_draft_is_compiled_with_the_least_effort():
+  efforts = lambda: {name: getattr(jax.config, name) for name in compiling.DRAFT}
+  seen, usual, mesh = [], efforts(), jax.make_mesh((1,), ("data",))
+
+  class Noted(Step):
+    def compile(self):
+      seen.append(efforts())
+      return super().compile()
+
+  for draft in (False, True, False):
+    compiling.compile_lowered(Noted("a program"), mesh, draft)
+  assert seen == [usual, compiling.DRAFT, usual] and usual != compiling.DRAFT
+  with pytest.raises(ValueError, match="cannot print"):
+    compiling.compile_lowered(Noted(None), mesh, draft=True)
+  assert efforts() == usual
+
+
 def test_a_program_that_cannot_be_printed_names_the_remedy():
   mesh = jax.make_mesh((1,), ("data",))
-  with pytest.raises(ValueError, match=r"cannot print .* pip install 'jax\[tpu\]"):
+  with pytest.raises(ValueError, match=r"cannot print .* --editable '\.\[tpu\]'"):
     compiling.compile_lowered(Step(None), mesh)

@@ -277,7 +277,9 @@ def test_a_published_directory_is_merged_into_a_model_directory(tmp_path):
     "lora_b": np.ones((layers, 1, outputs), np.float32),
   }
   params = {adapters.ROOT: {"llama": {"blocks": {"mlp": {"up": pair}}}}}
-  finetune.save(params, 0.5, str(source), str(target))
+  own = {"answer": {"min_new": 1}}
+  finetune.save(params, 0.5, str(source), str(target), own)
+  assert model_directory.decoding_of(target) == own
   parts = model_directory.read_manifest(source)["parts"]
   assert model_directory.read_manifest(target)["parts"].keys() == parts.keys()
   for name in parts:

@@ -197,7 +197,7 @@ def keep_masks(shape):
     features = frozen_parts.patch_features(tower, frozen, batch["image"])
     inputs = whitening.whiten(frozen["whitening"], features)
     noise = base.gumbel(jax.random.key(0), batch["noise_id"], toy_run.PATCHES)
-    return reconstruction.encode(model, params, inputs, noise).keep
+    return reconstruction.encode(model, params, features, inputs, noise).keep
 
   batch = feed.place(picture_batch(), list(range(BATCH)), BATCH, mesh)
   params = toy_run.visual_tokenizer_params()

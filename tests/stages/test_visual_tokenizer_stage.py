@@ -67,7 +67,7 @@ def observed():
 def distances(params, quantize: bool, features, inputs, noise):
   """1 - cosine of each picture float[B] under one noise; its mask and commitment."""
   model = toy_run.visual_tokenizer()
-  encoded = reconstruction.encode(model, params, inputs, noise)
+  encoded = reconstruction.encode(model, params, features, inputs, noise)
   vectors, commitment = encoded.z, 0.0
   if quantize:
     rows = book().embedding[codebook.lookup(book().embedding, encoded.z)]
@@ -93,7 +93,7 @@ def compared(params, quantize, features, inputs, noise, other):
   for draw in (noise, other):
     distance, encoded, _ = distances(params, quantize, features, inputs, draw)
     log_probs = toy_run.visual_tokenizer().apply(
-      {"params": params}, inputs, method="select"
+      {"params": params}, features, inputs, method="select"
     )
     kept = jax.lax.stop_gradient(encoded.keep)
     log_prob = kept * log_probs[..., 0] + (1 - kept) * log_probs[..., 1]
@@ -164,8 +164,7 @@ def test_the_codebook_rests_in_phase_a_and_follows_the_kept_in_phase_b():
   jax.tree.map(np.testing.assert_array_equal, state.codebook, jax.device_get(book()))
   state, metrics = stepped(True, revive_below=0.0)
   params, config = toy_run.visual_tokenizer_params(), config_of()
-  _, inputs, noise, _ = observed()
-  encoded = reconstruction.encode(toy_run.visual_tokenizer(), params, inputs, noise)
+  encoded = reconstruction.encode(toy_run.visual_tokenizer(), params, *observed()[:3])
   chosen = np.asarray(encoded.keep) > 0.5
   z = np.asarray(encoded.z)[chosen]
   codes = np.asarray(codebook.lookup(book().embedding, jnp.asarray(z)))

@@ -78,7 +78,10 @@ def test_joint_llama_and_understanding_are_taken_whole(tmp_path):
   params = jax.tree.map(lambda x: np.asarray(x) + 1, toy_run.language_params())
   config = toy_run.language_config(warm_start=str(tmp_path / "model"))
   saving = _saving(config, tmp_path)
+  saving.decoding.answer.min_new = 0
   pretrain.save(params, saving, WORDS, str(tmp_path / "model"))
+  said = model_directory.decoding_of(tmp_path / "model")
+  assert said == saving.decoding.to_dict() and said["answer"]["min_new"] == 0
   found = warm_start.language(state, shardings, config, WORDS).params
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), params)
 
@@ -131,3 +134,17 @@ def test_visual_tokenizer_and_codebook(tmp_path):
   found = warm_start.visual_tokenizer(state, shardings, config)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(found.params), params)
   np.testing.assert_array_equal(found.codebook.embedding, table)
+
+
+@pytest.mark.parametrize("stored", ["named", "absent"])
+def test_a_selector_that_saw_other_features_is_refused(tmp_path, stored):
+  sizes = toy_run.TOKENIZER | {"selector_input": "whitened"}
+  if stored == "absent":  # as before the field was there
+    del sizes["selector_input"]
+  params = toy_run.visual_tokenizer_params()
+  parts = {"visual_tokenizer": Part(params, sizes)}
+  model_directory.save(tmp_path / "model", parts)
+  config = toy_run.visual_tokenizer_run(tmp_path, tmp_path)
+  config.warm_start = str(tmp_path / "model")
+  with pytest.raises(ValueError, match="'selector_input': .'whitened', 'raw'"):
+    warm_start.visual_tokenizer(None, None, config)

@@ -78,7 +78,7 @@ def written(tmp_path_factory):
     fake_findings.write_run(folder / stage, stage)
   stages = {stage: str(folder / stage) for stage in STAGES}
   seconds = {"prepare": 3.0} | {stage: 60.0 for stage in STAGES}
-  writer.write(folder, fake_findings.make(), stages, seconds)
+  writer.write(folder, fake_findings.make(), stages, seconds, "validation")
   return folder
 
 

@@ -172,7 +172,7 @@ def test_questions_cover_distinct_kinds():
 
 
 def test_wrong_arguments_end_in_one_sentence():
-  with pytest.raises(ValueError, match="train, test, novel, not 'valid'"):
+  with pytest.raises(ValueError, match="train, validation, novel, test, not 'valid'"):
     scenes.Scenes("valid", 3)
   with pytest.raises(ValueError, match="picture size 60"):
     scenes.Scenes("train", 3, size=60)

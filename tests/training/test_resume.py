@@ -16,7 +16,7 @@ import toy_run
 from lavit_jax import train
 from lavit_jax.training import compile_cache, metrics
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def arrays_of(workdir: pathlib.Path, step: int) -> dict:
@@ -67,13 +67,6 @@ def language_config(tokenized_data, visual_tokenizer_directory):
 
 
 @pytest.fixture(scope="module")
-def language_run(tmp_path_factory, language_config):
-  folder = tmp_path_factory.mktemp("language") / "run"
-  train.run(language_config(), str(folder))
-  return folder
-
-
-@pytest.fixture(scope="module")
 def tokenizer_config(toy_data, encoder_directory):
   return lambda: toy_run.visual_tokenizer_run(toy_data, encoder_directory)
 
@@ -115,13 +108,16 @@ def test_sigterm_saves_exits_0_and_resuming_compiles_nothing(
       os.kill(os.getpid(), signal.SIGTERM)
     return write(writer, step, kind, values)
 
-  with monkeypatch.context() as patch:
+  with monkeypatch.context() as patch, toy_run.own_compiled_programs():
     patch.setattr(metrics.Writer, "write", interrupted)
     with pytest.raises(SystemExit) as stopped:
       train.run(config, str(tmp_path / "run"))
   assert stopped.value.code == 0
   assert (tmp_path / "run/checkpoints" / str(stop_at) / "checksums.json").is_file()
-  with contextlib.closing(compile_cache.Counter()) as counter:
+  with (
+    contextlib.closing(compile_cache.Counter()) as counter,
+    toy_run.own_compiled_programs(),
+  ):
     train.run(language_config(), str(tmp_path / "run"))
   assert counter.requested > 0 and counter.compiled == 0
   assert_resumed(language_run, tmp_path / "run")

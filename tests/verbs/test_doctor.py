@@ -10,7 +10,7 @@ import toy_shards
 from configs import pretrain
 from lavit_jax import doctor
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_versions_and_machines():

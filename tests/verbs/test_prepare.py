@@ -16,7 +16,7 @@ from lavit_jax import prepare
 from lavit_jax.data import conversion, dry_run, records
 from lavit_jax.data.sources import fields
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def jobs_of(pattern, target, per_shard=100):
@@ -54,7 +54,7 @@ def test_worker_processes_change_no_byte(tars, expected, tmp_path):
 
 def test_finished_shards_are_not_done_again(tars, expected, tmp_path, monkeypatch):
   jobs = jobs_of(tars, tmp_path / "out")
-  conversion.Run(jobs)
+  conversion.Run(jobs).close()
   conversion.convert(jobs[2])
   (tmp_path / "out" / "webdataset-00000-of-00004.array_record.7.tmp").touch()
   done, convert = [], conversion.convert
@@ -83,8 +83,31 @@ def test_two_runs_do_not_share_a_folder(tars, tmp_path):
   first = conversion.Run(jobs_of(tars, tmp_path / "out"))
   with pytest.raises(ValueError, match="another prepare at work"):
     conversion.Run(jobs_of(tars, tmp_path / "out"))
-  del first
-  conversion.Run(jobs_of(tars, tmp_path / "out"))
+  first.close()
+  conversion.Run(jobs_of(tars, tmp_path / "out")).close()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stopped_run_lets_go_of_its_folder(tmp_path, monkeypatch, processes):
+  monkeypatch.setattr(prepare, "ENOUGH", 2)
+  web_data.tar(tmp_path / "in" / "0.tar", [("a.jpg", b"x"), ("b.txt", b"x")])
+  web_data.tar(tmp_path / "in" / "1.tar", web_data.pair(1))
+  jobs = jobs_of(tmp_path / "in", tmp_path / "out")
+  with pytest.raises(ValueError, match="got 2 of") as stopped:
+    prepare.run(jobs, processes=processes)
+  # An error that is kept, as a notebook does, keeps all that its frames hold.
+  assert stopped.tb is not None
+  assert prepare.run(jobs, max_bad=1.0, processes=processes)["count"] == 1
+
+
+def test_a_refused_run_lets_go_of_the_folder(tars, tmp_path):
+  jobs = jobs_of(tars, tmp_path / "out")
+  prepare.run(jobs)
+  web_data.tar(tmp_path / "more" / "x.tar", web_data.pair(0))
+  with pytest.raises(ValueError, match="continue the run") as refused:
+    prepare.run(jobs_of(tmp_path / "more", tmp_path / "out"))
+  assert refused.tb is not None
+  assert prepare.run(jobs)["count"] == 24
 
 
 def test_too_many_bad_records_stop_the_run_and_a_higher_limit_goes_on(tmp_path):

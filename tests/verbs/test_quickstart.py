@@ -7,7 +7,9 @@ import sys
 import pytest
 import test_report
 
-ROOT = pathlib.Path(__file__).parents[2]
+from lavit_jax import quickstart as quickstart_module
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def quickstart(workdir, *flags):
@@ -47,12 +49,26 @@ def test_smoke_run_goes_through_everything(finished):
   assert stages["pretrain"]["config"]["num_steps"] == stages["pretrain"]["steps"]
 
 
-def test_finished_parts_are_skipped_and_keep_their_time(finished):
+def test_a_seed_reaches_weights_and_order_of_every_stage(tmp_path):
+  made = [
+    quickstart_module._configs(tmp_path, quickstart_module.FULL, s) for s in (0, 1)
+  ]
+  for seeds in zip(*(configs.values() for configs in made)):
+    assert [config.seed for config in seeds] == [0, 1]
+  orders = [c.data.shuffle_seed for configs in made for c in configs.values()]
+  assert len(set(orders)) == len(orders)
+
+
+def test_finished_parts_are_skipped_and_another_split_is_measured(finished):
   folder, _ = finished
-  before = json.loads((folder / "report.json").read_text())["seconds"]
-  done = quickstart(folder, "--smoke")
+  facts = json.loads((folder / "report.json").read_text())
+  before = facts["seconds"]
+  assert facts["split"] == "validation"
+  done = quickstart(folder, "--smoke", "--split=test")
   assert done.returncode == 0, done.stderr[-3000:]
-  after = json.loads((folder / "report.json").read_text())["seconds"]
+  facts = json.loads((folder / "report.json").read_text())
+  after = facts["seconds"]
+  assert facts["split"] == "test"
   for name in before.keys() - {"evaluate", "total"}:
     assert after[name] == before[name]
   assert done.stdout.count("done earlier") == 6
@@ -62,4 +78,6 @@ def test_another_size_is_refused(finished):
   folder, _ = finished
   refused = quickstart(folder)
   assert refused.returncode == 1 and "--smoke" in refused.stderr
+  refused = quickstart(folder, "--smoke", "--seed=1")
+  assert refused.returncode == 1 and "'seed': 1" in refused.stderr
   assert "Traceback" not in refused.stderr

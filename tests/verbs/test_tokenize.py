@@ -40,7 +40,7 @@ def independent_codes(coder, picture):
   features = frozen_parts.patch_features(coder.tower, frozen, picture[None])
   inputs = whitening.whiten(frozen["whitening"], features)
   variables = {"params": frozen["visual_tokenizer"]}
-  log_probs = coder.model.apply(variables, inputs, method="select")
+  log_probs = coder.model.apply(variables, features, inputs, method="select")
   noise = base.gumbel(jax.random.key(0), noise_id, toy_run.PATCHES)
   keep = selector.sample(log_probs, noise)
   z = coder.model.apply(variables, inputs, keep, method="encode")[0]

@@ -12,19 +12,12 @@ import toy_run
 from lavit_jax import prepare, train
 from lavit_jax.data import records
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def language_config(tokenized_data, visual_tokenizer_directory):
   return lambda: toy_run.language_run(tokenized_data, visual_tokenizer_directory)
-
-
-@pytest.fixture(scope="module")
-def language_run(tmp_path_factory, language_config):
-  folder = tmp_path_factory.mktemp("language") / "run"
-  train.run(language_config(), str(folder))
-  return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_feed_processes import free_port
 
-HERE = pathlib.Path(__file__).parents[1]
+HERE = pathlib.Path(__file__).parent
 QUICK = dict(eval_every=0, checkpoint_every=0)
 
 
@@ -36,10 +36,12 @@ class Run:
   def start(self, processes: int) -> list[subprocess.Popen]:
     paths = os.pathsep.join([str(HERE.parent), *filter(None, sys.path)])
     command = [sys.executable, str(HERE / "train_process.py"), free_port()]
+    environment = os.environ | {"PYTHONPATH": paths}
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # each run has its own
     return [
       subprocess.Popen(
         [*command, str(processes), str(index), json.dumps(self.task)],
-        env=os.environ | {"PYTHONPATH": paths},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import test_loop
+import toy_run
 from PIL import Image
 
 from lavit_jax import train
@@ -73,14 +74,17 @@ def test_sigterm_exits_0_and_resuming_is_exact_and_compiles_nothing(
     return write(writer, step, kind, values)
 
   jax.clear_caches()  # each run compiles as a process of its own
-  with monkeypatch.context() as patch:
+  with monkeypatch.context() as patch, toy_run.own_compiled_programs():
     patch.setattr(metrics.Writer, "write", interrupted)
     with pytest.raises(SystemExit) as stopped:
       train.run(config(), str(folder))
   assert stopped.value.code == 0 and not (folder / "model").exists()
   assert checkpoint.Checkpoints(str(folder), test_loop.KEEP).newest() == 8
   jax.clear_caches()
-  with contextlib.closing(compile_cache.Counter()) as counter:
+  with (
+    contextlib.closing(compile_cache.Counter()) as counter,
+    toy_run.own_compiled_programs(),
+  ):
     train.run(config(), str(folder))
   assert counter.requested > 0 and counter.compiled == 0
   np.testing.assert_array_equal(model(folder), model(whole))

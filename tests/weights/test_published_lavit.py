@@ -75,6 +75,27 @@ def test_both_feature_decoders_and_sampling_are_kept(folders):
   )
 
 
+def test_decoding_and_sampling_come_back_from_an_export(folders, tmp_path):
+  reference = {"steps": 25, "guidance": 7.0, "solver": "ddim"}
+  config = lambda folder: model_directory.part_config(folder, "condition")
+  for folder in folders:  # what the authors wrote says nothing of it
+    assert model_directory.decoding_of(folder) == {}
+    assert LaVIT.load(folder).how("answer").count == 5
+    assert config(folder)["sampling"] == reference
+  own = {"answer": {"min_new": 1, "beams": 1}}
+  part = model_directory.read_part(folders[1], "condition")
+  facts = {"sampling": {"steps": 4, "guidance": 2.0, "solver": "dpm"}}
+  parts = {"condition": model_directory.Part(part.params, part.config | facts)}
+  trained, out, back = (tmp_path / name for name in ("trained", "out", "back"))
+  model_directory.save(trained, parts, base=folders[1], decoding=own)
+  convert.export_model("lavit", trained, out, ".safetensors")
+  convert.import_model("lavit", out, back)
+  for folder in (out, back):
+    assert model_directory.decoding_of(folder) == own
+    assert config(folder)["sampling"] == facts["sampling"]
+    assert config(folder)["ratios"] == part.config["ratios"]
+
+
 def test_verify_finds_a_changed_tensor_and_a_damaged_file(folders, tmp_path):
   source = tmp_path / "eva.safetensors"
   state = dict(golden_data.load("encoder.npz")[0])

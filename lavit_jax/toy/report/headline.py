@@ -10,6 +10,7 @@ TITLES = {
     "kept_share": "Share of patches kept, training mixture",
     "kept_vs_objects_spearman": "Rank correlation: kept tokens and number of objects",
     "keep_vs_mask_auroc": "AUROC: keep probability against object mask",
+    "object_patches_kept": "Share of object patches that are kept",
     "codes_used": "Share of the codebook in use",
     "code_perplexity": "Perplexity of the codes",
   },

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import figure as mpl_figure
 
 INK, SOFT, LINE = "#1d2330", "#667085", "#d0d5dd"
-BLUE, ORANGE, GREEN = "#2f5bd7", "#d9730d", "#18794e"
+BLUE, ORANGE, GREEN, PURPLE = "#2f5bd7", "#d9730d", "#18794e", "#8e4ec6"
 STYLE = {
   "font.size": 10,
   "axes.edgecolor": LINE,
@@ -89,6 +89,43 @@ def kept_by_count(kept: np.ndarray, count: np.ndarray) -> bytes:
     place.set_ylim(bottom=0)
 
   return _png(draw, 7, 3.4, 1, 1)
+
+
+def lengths(selections: Mapping[str, Mapping]) -> bytes:
+  """Length against content: kept tokens by number of objects, and what they cover.
+
+  Args:
+    selections: by name, the first drawn with its deviation, as the figure
+      object_patches_kept holds them.
+  """
+  bars = ("object_patches_kept", "object_patch_cosine")
+
+  def draw(axes):
+    left, right = axes[0]
+    width = 0.8 / len(selections)
+    for place, (name, found) in enumerate(selections.items()):
+      color = (BLUE, ORANGE, GREEN, PURPLE)[place]
+      kept = found["kept_by_objects"]
+      numbers = [int(number) for number in kept]
+      means = np.array([kept[str(number)]["mean"] for number in numbers])
+      spread = np.array([kept[str(number)]["deviation"] for number in numbers])
+      label = name.replace("_", "-")
+      left.plot(numbers, means, "o-", color=color, ms=4, lw=1.4, label=label)
+      if place == 0:
+        left.fill_between(
+          numbers, means - spread, means + spread, color=color, alpha=0.15, lw=0
+        )
+      where = np.arange(len(bars)) + (place - (len(selections) - 1) / 2) * width
+      values = [found[bar] or 0.0 for bar in bars]
+      right.bar(where, values, width=0.9 * width, color=color)
+    left.set_title("kept tokens, with one deviation of the selector's")
+    left.set_xlabel("objects in the scene")
+    left.set_ylim(bottom=0)
+    left.legend(fontsize=9)
+    right.set_xticks(np.arange(len(bars)), ["object patches kept", "cosine on them"])
+    right.set_title("what the tokens are spent on")
+
+  return _png(draw, 11, 3.4, 1, 2)
 
 
 def code_usage(counts: np.ndarray) -> bytes:

@@ -55,8 +55,8 @@ def _opening(findings: findings.Findings, facts: Mapping) -> str:
     f" and {kept.max()}, where a fixed grid would spend {patches}.</p>"
     f'<p class="soft">{seconds / 60:.1f} minutes on {page.text(host["processor"])},'
     f" {host['cores']} cores ({page.text(host['devices'])}), {facts['written'][:10]}."
-    " Every figure is measured on held-out pictures with the default, sampled selection"
-    " of patches.</p>"
+    f" Every figure is measured on the {facts['split']} split, pictures that training"
+    " never saw, with the default, sampled selection of patches.</p>"
   )
 
 
@@ -126,6 +126,32 @@ def _kept_counts(findings: findings.Findings) -> str:
     f' chance {headline.show(figure["chance"])}.</p><div style="max-width:720px">'
     + page.plot(plot, "kept tokens by number of objects")
     + "</div>"
+    + _lengths(findings.figures["object_patches_kept"]["selections"])
+  )
+
+
+def _lengths(selections: Mapping[str, Mapping]) -> str:
+  """The selector beside masks of a fixed number of patches."""
+  head = ("selection", "share kept", "object patches kept", "cosine on them")
+  head += ("cosine, all patches", "tokens: empty scene", "6 objects")
+  tokens = lambda found, count: (
+    f"{found['mean']:.1f} ± {found['deviation']:.1f}"
+    if (found := found["kept_by_objects"].get(count))
+    else "–"
+  )
+  names = ("kept_share", "object_patches_kept", "object_patch_cosine", "cosine")
+  rows = [
+    [page.text(name.replace("_", "-")), *(headline.show(found[n]) for n in names)]
+    + [tokens(found, count) for count in ("0", str(world.MAX_OBJECTS))]
+    for name, found in selections.items()
+  ]
+  return (
+    "<h3>Length against content</h3><p>The selector beside masks that keep equally many"
+    " patches of every picture, on average as many as it does: random ones, an even"
+    " grid, and the N most probable (top-n). All go through the same merger, codebook"
+    " and decoder, which learnt with the selector's masks.</p>"
+    + page.plot(plots.lengths(selections), "length against content")
+    + page.table(head, rows, set(range(1, len(head))))
   )
 
 

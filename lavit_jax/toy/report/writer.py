@@ -1,8 +1,8 @@
 """The report of a quickstart: report.json and one self-contained report.html.
 
 report.json holds every figure as {"value", "chance", "n", ...} under its name, and
-"seconds", "stages" (steps, throughput, last held-out figures, config), "machine" and
-"versions".
+"split", "seconds", "stages" (steps, throughput, last held-out figures, config),
+"machine" and "versions".
 """
 
 import datetime
@@ -28,6 +28,7 @@ def write(
   findings: findings.Findings,
   stages: Mapping[str, str],
   seconds: Mapping[str, float],
+  split: str,
 ) -> dict:
   """Writes report.json and report.html.
 
@@ -36,11 +37,13 @@ def write(
     findings: figures and examples of the finished model.
     stages: run directory of each stage.
     seconds: by part of the run, in order.
+    split: the one behind the figures.
 
   Returns:
     The contents of report.json.
   """
   facts = dict(findings.figures) | {
+    "split": split,
     "seconds": dict(seconds) | {"total": round(sum(seconds.values()), 1)},
     "stages": {name: stage_facts(workdir) for name, workdir in stages.items()},
     "machine": machine(),

@@ -1,1 +1,0 @@
-"""What every room may use: vocabulary, device mesh, sequences, losses, products."""

@@ -1,1 +1,0 @@
-"""The toy world: scenes, digits, their texts, and everything that reads them back."""

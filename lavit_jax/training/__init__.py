@@ -1,1 +1,0 @@
-"""What a run is made of, whatever it trains: loop, state, checkpoints, feed, records."""
