@@ -74,7 +74,7 @@ ENOUGH = 1000  # records seen before a run that still goes on is stopped
 DIGIT_EVERY, TEXT_EVERY = 6, 16
 RECORDS_PER_SHARD = 4000
 TEXT_TOKENIZER_RECORDS = 4000
-TEXT_TOKENIZER_SIZE = 400
+TEXT_TOKENIZER_SIZE = 560
 
 
 def toy_records(split: str, count: int) -> Iterator[dict]:
