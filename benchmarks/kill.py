@@ -142,7 +142,7 @@ def _model(place: pathlib.Path) -> pathlib.Path:
   from lavit_jax.data import text
 
   words = (web_data.caption(i) for i in range(100))
-  text.train_text_tokenizer(words, 300, place / "words")
+  text.train_text_tokenizer(words, 500, place / "words")
   toy_run.write_encoder(place / "encoder")
   toy_run.write_visual_tokenizer(place / "model", place / "encoder", place / "words")
   return place / "model"

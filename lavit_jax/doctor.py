@@ -81,6 +81,20 @@ def reach(path: str, write: bool = False) -> str:
   return f"{path} {told} ({time.monotonic() - began:.2f} s)"
 
 
+def reach_run(path: str) -> str:
+  """Whether a run directory can be written; one that holds a run is left as it is."""
+  try:
+    holds = epath.Path(path, "config.json").exists()
+  except Exception:  # `reach` tells what is wrong
+    holds = False
+  if not holds:
+    return reach(path, write=True)
+  if "://" in path:
+    return f"{reach(path)}, holds a run; writing is not tried"
+  rights = "can be written" if os.access(path, os.W_OK) else "CANNOT BE WRITTEN"
+  return f"{reach(path)}, holds a run and {rights} by its rights"
+
+
 def paths(config: ml_collections.ConfigDict | None, workdir: str) -> Iterator[str]:
   """What the config reads, and where a run would write."""
   named = {}
@@ -91,9 +105,11 @@ def paths(config: ml_collections.ConfigDict | None, workdir: str) -> Iterator[st
   for name, value in named.items():
     if isinstance(value, str) and value:
       yield f"{name}: {reach(value)}"
-  for name, folder in (("workdir", workdir), ("temporary", tempfile.gettempdir())):
-    if folder:
-      yield f"{name}: {reach(folder, write=True)}"
+  if config is not None and config.get("parameters_from", ""):
+    yield f"parameters_from: {reach(config.parameters_from)}"
+  if workdir:
+    yield f"workdir: {reach_run(workdir)}"
+  yield f"temporary: {reach(tempfile.gettempdir(), write=True)}"
 
 
 def data(config: ml_collections.ConfigDict) -> Iterator[str]:

@@ -158,8 +158,17 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
-def _parameter_spec(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh) -> P:
-  """As `partition_spec`, leaving whole what the mesh does not divide."""
+def dividing_spec(
+  shape: Sequence[int], axes: Sequence[str | None], mesh: Any = None
+) -> P:
+  """As `partition_spec`, leaving whole what the mesh does not divide.
+
+  Args:
+    shape: of the array.
+    axes: logical name of each dimension.
+    mesh: the mesh; that of `jax.set_mesh` when None.
+  """
+  mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
   entries = []
   for dim, axis in zip(shape, axes, strict=True):
     mesh_axes = RULES.get(axis, ()) if axis else ()
@@ -181,7 +190,7 @@ def parameter_shardings(abstract: Any, axes: Any, mesh: Mesh) -> Any:
     The tree with a NamedSharding at each leaf.
   """
   return jax.tree.map(
-    lambda leaf, names: NamedSharding(mesh, _parameter_spec(leaf.shape, names, mesh)),
+    lambda leaf, names: NamedSharding(mesh, dividing_spec(leaf.shape, names, mesh)),
     abstract,
     axes,
   )

@@ -9,15 +9,16 @@ import functools
 import hashlib
 import json
 import os
-import string
+import pathlib
 from collections.abc import Iterable
 
 from lavit_jax.core import vocabulary
 from lavit_jax.data import text_files
 from lavit_jax.data.text_files import SPECIALS
 
-ALPHABET = string.ascii_letters + string.digits + string.punctuation
 QUESTION = "Question: {} Answer:"  # the reference's prompt (paper section 4.1)
+BYTES = tuple(f"<0x{value:02X}>" for value in range(256))  # ids 3 to 258
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,12 @@ def train_text_tokenizer(
 ) -> TextTokenizer:
   """Trains a small byte-pair encoding and saves it as a Hugging Face folder.
 
+  As in LLaMA, characters without an id of their own become the ids of their UTF-8
+  bytes: every text survives, except that U+2581, the space piece, becomes a space.
+
   Args:
     texts: the training texts.
-    vocab_size: largest number of ids; 98 are taken by specials and characters.
+    vocab_size: largest number of ids; 260 are taken by specials, bytes and the space.
     path: folder to write; the saved class is LLaMA's.
 
   Returns:
@@ -86,27 +90,43 @@ def train_text_tokenizer(
   import tokenizers
   from tokenizers import models, pre_tokenizers, trainers
 
-  needed = len(SPECIALS) + len(ALPHABET) + 1
-  if vocab_size < needed:
+  fixed = [*SPECIALS, *BYTES]
+  if vocab_size <= len(fixed):
     raise ValueError(
-      f"vocab_size {vocab_size} is below {needed}, the number of special ids and "
-      "characters; raise it to 300 or more"
+      f"vocab_size {vocab_size} is below {len(fixed) + 1}, the number of special ids,"
+      " bytes and the space; raise it to 500 or more"
     )
-  learner = tokenizers.Tokenizer(models.BPE(unk_token=SPECIALS[0]))
-  learner.pre_tokenizer = pre_tokenizers.Metaspace()  # no merge crosses a space
+  learner = tokenizers.Tokenizer(models.BPE())
+  # No merge crosses a space; none makes a piece that is named like a mark or a byte.
+  learner.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.Metaspace(), pre_tokenizers.Split("<", "isolated")]
+  )
   trainer = trainers.BpeTrainer(
     vocab_size=vocab_size,
-    special_tokens=list(SPECIALS),
-    initial_alphabet=[*ALPHABET, "\N{LOWER ONE EIGHTH BLOCK}"],
-    limit_alphabet=len(ALPHABET) + 1,
+    special_tokens=fixed,
+    initial_alphabet=[SPACE],
+    limit_alphabet=vocab_size - len(fixed),
     show_progress=False,
   )
   learner.train_from_iterator(texts, trainer)
-  model = json.loads(learner.to_str())["model"]
+  _save_like_llama(json.loads(learner.to_str())["model"], pathlib.Path(path))
+  return load_text_tokenizer(path)
+
+
+def _save_like_llama(model: dict, path: pathlib.Path) -> None:
+  """Writes learned pieces with the steps of LLaMA's own tokenizer.json."""
+  from tokenizers import normalizers
+
   merges = [tuple(pair) for pair in model["merges"]]
   llama = import_transformers().LlamaTokenizer(vocab=model["vocab"], merges=merges)
   llama.save_pretrained(path)
-  return load_text_tokenizer(path)
+  backend = llama.backend_tokenizer
+  # The class's own step adds no space piece to a text that begins with a space.
+  backend.pre_tokenizer = None
+  backend.normalizer = normalizers.Sequence(
+    [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
+  )
+  backend.save(str(path / text_files.JSON))
 
 
 def load_text_tokenizer(path: str | os.PathLike) -> TextTokenizer:

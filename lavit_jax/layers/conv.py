@@ -71,4 +71,4 @@ class Conv(nn.Module):
     half = (self.size // 2, self.size // 2)
     padding = half if self.padding is None else self.padding
     y = convolve(x.astype(self.dtype), kernel, self.stride, padding)
-    return y + bias.astype(self.dtype)
+    return linear.add_shared(y, bias)

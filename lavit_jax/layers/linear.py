@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lavit_jax.core.contraction import contract
-from lavit_jax.core.sharding import constrain
+from lavit_jax.layers import lookup
 
 
 @flax.struct.dataclass
@@ -90,6 +90,22 @@ def low_rank(equation: str, x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Arr
   return contract(f"{kept}r,r{outputs}->{output}", between, b)
 
 
+def add_shared(x: jax.Array, shared: jax.Array) -> jax.Array:
+  """Adds to every row what all of them share: a bias, positions, a time.
+
+  The sum is rounded once, and the gradient of what is shared, a sum over thousands of
+  rows, is added up in float32: in bfloat16 it would stand still after a few hundred.
+
+  Args:
+    x: dtype[..., D].
+    shared: float[..., D], broadcast to the shape of `x`.
+
+  Returns:
+    dtype[..., D].
+  """
+  return (x.astype(jnp.float32) + shared).astype(x.dtype)
+
+
 class Einsum(nn.Module):
   """A linear map written as its einsum equation.
 
@@ -127,7 +143,7 @@ class Einsum(nn.Module):
       shape = [self.shape[i] for i in outputs]
       axes = [self.axes[i] for i in outputs]
       bias = param(self, "bias", nn.initializers.zeros, shape, axes)
-      y = y + bias.astype(self.dtype)
+      y = add_shared(y, bias)
     return y
 
 
@@ -167,10 +183,6 @@ class Embed(nn.Module):
       "embedding",
       fan_in(self.embed_dim),
       (self.num_embeddings, self.embed_dim),
-      (None, "embed"),
+      lookup.TABLE_AXES,
     )
-    # The table is split along D over fsdp, and so are the vectors at first; then each
-    # device takes its own rows. Left to itself, XLA replicates the global batch.
-    vectors = table.astype(self.dtype)[ids]
-    vectors = constrain(vectors, "act_data_batch", "act_length", "embed")
-    return constrain(vectors, "act_batch", "act_length", None)
+    return lookup.lookup(table, ids, self.dtype)

@@ -131,7 +131,7 @@ class TextTower(nn.Module):
       (self.max_length, self.embed_dim),
       (None, "embed"),
     )
-    x = x + table[: tokens.shape[1]].astype(self.dtype)
+    x = linear.add_shared(x, table[: tokens.shape[1]])
     x = constrain(x, "act_images", None, None)
     segment_ids = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
     mask = sequence.packed_mask(segment_ids)

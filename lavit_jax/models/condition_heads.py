@@ -115,7 +115,7 @@ class AttentionPool(nn.Module):
       (None, None),
     )
     tokens = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
-    tokens = tokens + positions.astype(x.dtype)  # [B, P+1, D]
+    tokens = linear.add_shared(tokens, positions)  # [B, P+1, D]
     query = to_heads(dim, *heads, self.dtype, "query")(tokens[:, :1])
     key = to_heads(dim, *heads, self.dtype, "key")(tokens)
     value = to_heads(dim, *heads, self.dtype, "value")(tokens)

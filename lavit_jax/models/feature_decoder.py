@@ -60,8 +60,8 @@ class CodeProjection(nn.Module):
     shape, axes = (vectors.shape[-1], dim), (None, "embed")
     kernel = linear.param(self, "kernel", nn.initializers.normal(1.0), shape, axes)
     bias = linear.param(self, "bias", nn.initializers.zeros, (dim,), ("embed",))
-    kernel, bias = kernel.astype(self.dtype), bias.astype(self.dtype)
-    return jnp.einsum("bsc,cd->bsd", vectors.astype(self.dtype), kernel) + bias
+    kernel, vectors = kernel.astype(self.dtype), vectors.astype(self.dtype)
+    return linear.add_shared(jnp.einsum("bsc,cd->bsd", vectors, kernel), bias)
 
 
 class Block(nn.Module):
@@ -159,9 +159,11 @@ class FeatureDecoder(nn.Module):
     codes = CodeProjection(dim, self.dtype, name="in_proj")(vectors)
     self.sow("intermediates", "in_proj_out", codes)
     # Padding is zero after the projection, bias included, and still carries its rank.
-    codes = jnp.where(filled[..., None], codes, 0) + ranks[:size].astype(self.dtype)
+    codes = jnp.where(filled[..., None], codes, 0)
+    codes = linear.add_shared(codes, ranks[:size])
     shift = jnp.where(filled, 0.0, PADDING_SCORE)
-    x = jnp.broadcast_to(queries.astype(self.dtype), (vectors.shape[0], *shape))
+    # Cast once spread, so that the sum over pictures is one of float32.
+    x = jnp.broadcast_to(queries, (vectors.shape[0], *shape)).astype(self.dtype)
     blocks = stack.layers(Block, self.num_layers, self.remat, self.unroll, broadcast=2)
     x, _ = blocks(
       self.num_heads, self.head_dim, self.mlp_dim, self.dtype, name="blocks"

@@ -44,7 +44,7 @@ class ResnetBlock(nn.Module):
         dtype=self.dtype,
         name="time",
       )
-      hidden = hidden + project(time)[:, None, None]
+      hidden = linear.add_shared(hidden, project(time)[:, None, None])
     hidden = nn.silu(norm.GroupNorm(self.num_groups, self.eps, name="norm2")(hidden))
     second = conv.Conv(self.channels, split="in", dtype=self.dtype, name="conv2")
     hidden = second(hidden)

@@ -75,10 +75,13 @@ class Attention(nn.Module):
     )(x)
     qkv = constrain(qkv, "act_images", None, None, "act_heads", None)
     zeros, axes = nn.initializers.zeros, ("heads", None)
-    q_bias = linear.param(self, "q_bias", zeros, heads, axes).astype(self.dtype)
-    v_bias = linear.param(self, "v_bias", zeros, heads, axes).astype(self.dtype)
-    query, key, value = qkv[:, :, 0] + q_bias, qkv[:, :, 1], qkv[:, :, 2] + v_bias
-    mixed = attention.attend(query, key, value)
+    q_bias = linear.param(self, "q_bias", zeros, heads, axes)
+    v_bias = linear.param(self, "v_bias", zeros, heads, axes)
+    query, value = (
+      linear.add_shared(qkv[:, :, place], bias)
+      for place, bias in ((0, q_bias), (2, v_bias))
+    )
+    mixed = attention.attend(query, qkv[:, :, 1], value)
     return from_heads(*heads, dim, self.dtype, "proj")(mixed)
 
 
@@ -190,7 +193,7 @@ class VisionTransformer(nn.Module):
     self.sow("intermediates", "patch_embed_out", x)
     cls_token = jnp.broadcast_to(self.cls_token, (x.shape[0], 1, self.embed_dim))
     x = jnp.concatenate([cls_token.astype(x.dtype), x], axis=1)  # [B, P+1, D]
-    x = x + self.pos_embed.astype(x.dtype)
+    x = linear.add_shared(x, self.pos_embed)
     features, _ = self.blocks(x)
     if self.is_initializing():
       self.clip_embedding(features)  # so that `init` makes norm and head too

@@ -16,7 +16,7 @@ from lavit_jax.toy import digits, scenes, world
 DIGIT_EVERY, TEXT_EVERY = 6, 16
 RECORDS_PER_SHARD = 4000
 TEXT_TOKENIZER_RECORDS = 4000
-TEXT_TOKENIZER_SIZE = 400
+TEXT_TOKENIZER_SIZE = 560
 
 
 def texts_of(record: dict) -> list[str]:

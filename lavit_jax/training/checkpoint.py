@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from lavit_jax.training import checkpoint_files as files
 from lavit_jax.training.checkpoint_files import Keep
 
-STATE, META = "state", "meta"
+FOLDER, STATE, META = "checkpoints", "state", "meta"
 WRITE_TIMEOUT = 3600  # seconds that hosts wait for each other while writing
 
 
@@ -32,7 +32,7 @@ class Checkpoints:
 
   def __init__(self, workdir: str, keep: Keep):
     """Opens `workdir`/checkpoints, which need not exist."""
-    self.folder = epath.Path(workdir).resolve() / "checkpoints"
+    self.folder = epath.Path(workdir).resolve() / FOLDER
     self._keep, self._writing, self._figures = keep, None, {}
     self._checkpointer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(),
@@ -136,38 +136,16 @@ class Checkpoints:
       ValueError: there are checkpoints, but none is whole.
     """
     self._clear()
-    damaged = {}
-    for step in reversed(self.steps()):
-      problems = self._problems(step)
-      if not problems:
-        self._set_aside(damaged)
-        return step
-      damaged[step] = problems
-    if damaged:
-      told = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+    step, damaged = newest_whole(self.folder)
+    if step is None and damaged:
       raise ValueError(
-        f"expected a whole checkpoint in {self.folder}, got damaged ones only"
-        f" ({told}); copy them again, or delete the folder to start anew"
+        f"{none_whole(self.folder, damaged)}; copy them again, or delete the folder to"
+        " start anew"
       )
-    return None
-
-  def _set_aside(self, damaged: Mapping[int, str]) -> None:
-    """Says which checkpoints are passed over, and lets them count no more."""
     if jax.process_index() == 0:
-      for step, problems in damaged.items():
-        logging.error("DAMAGED CHECKPOINT passed over, step %d: %s", step, problems)
-        files.set_aside(self.folder / str(step))
-
-  def _problems(self, step: int) -> str:
-    """What any host finds wrong with a checkpoint, "" for a whole one."""
-    count, index = jax.process_count(), jax.process_index()
-    found = files.damage(self.folder / str(step), index, count)
-    text = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
-    if count > 1:
-      wrong = multihost_utils.process_allgather(np.array(bool(found)))
-      hosts = np.flatnonzero(wrong).tolist()
-      text = text or (f"hosts {hosts} found damaged files" if hosts else "")
-    return text
+      for one in damaged:  # they count no more
+        files.set_aside(self.folder / str(one))
+    return step
 
   def _clear(self) -> None:
     """Removes what a killed run was writing; says so where a name looks complete."""
@@ -207,6 +185,62 @@ class Checkpoints:
         f" one that does not fit ({_reason(error)}); go on with the code that wrote it,"
         " or choose a new --workdir"
       ) from error
+
+
+def newest_whole(folder: epath.Path) -> tuple[int | None, dict[int, str]]:
+  """Finds the newest checkpoint whose files all have their checksums; only reads.
+
+  Every host calls it and gets the same answer, also of a run that is being written:
+  the first host says which checkpoints there are.
+
+  Args:
+    folder: the checkpoints of a run.
+
+  Returns:
+    Its step, None without any, and what is wrong with each newer one.
+  """
+  damaged = {}
+  for step in _agreed_steps(folder):
+    problems = _problems(folder / str(step))
+    if not problems:
+      break
+    damaged[step] = problems
+  else:
+    step = None
+  if jax.process_index() == 0:
+    for one, problems in damaged.items():
+      logging.error("DAMAGED CHECKPOINT passed over, step %d: %s", one, problems)
+  return step, damaged
+
+
+def none_whole(folder: epath.Path, damaged: Mapping[int, str]) -> str:
+  """Says that a run has damaged checkpoints only."""
+  told = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
+  return f"expected a whole checkpoint in {folder}, got damaged ones only ({told})"
+
+
+def _agreed_steps(folder: epath.Path) -> list[int]:
+  """Steps of the complete checkpoints that the first host sees, newest first."""
+  found = files.steps(folder)[::-1]
+  if jax.process_count() == 1:
+    return found
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(found))))
+  if not length:
+    return []
+  sent = np.resize(np.array(found, np.int32), length)
+  return multihost_utils.broadcast_one_to_all(sent).tolist()
+
+
+def _problems(folder: epath.Path) -> str:
+  """What any host finds wrong with a checkpoint, "" for a whole one."""
+  count, index = jax.process_count(), jax.process_index()
+  found = files.damage(folder, index, count)
+  text = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
+  if count > 1:
+    wrong = multihost_utils.process_allgather(np.array(bool(found)))
+    hosts = np.flatnonzero(wrong).tolist()
+    text = text or (f"hosts {hosts} found damaged files" if hosts else "")
+  return text
 
 
 def _reason(error: BaseException) -> str:

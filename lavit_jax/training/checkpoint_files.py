@@ -121,6 +121,11 @@ def damage(folder: epath.Path, index: int = 0, count: int = 1) -> list[str]:
   ]
 
 
+def is_complete(folder: epath.Path) -> bool:
+  """Whether a checkpoint has all its files; one that is being deleted has not."""
+  return (folder / CHECKSUMS).exists()
+
+
 def steps(folder: epath.Path) -> list[int]:
   """Steps of the complete checkpoints, in order; their files are not yet checked."""
   if not folder.exists():
@@ -128,7 +133,7 @@ def steps(folder: epath.Path) -> list[int]:
   return sorted(
     int(path.name)
     for path in folder.iterdir()
-    if path.name.isdigit() and (path / CHECKSUMS).exists()
+    if path.name.isdigit() and is_complete(path)
   )
 
 
@@ -139,8 +144,7 @@ def unfinished(folder: epath.Path) -> list[epath.Path]:
   return [
     path
     for path in folder.iterdir()
-    if TEMPORARY in path.name
-    or (path.name.isdigit() and not (path / CHECKSUMS).exists())
+    if TEMPORARY in path.name or (path.name.isdigit() and not is_complete(path))
   ]
 
 

@@ -1,17 +1,20 @@
 """Starting from the parameters of another run, as far as they fit.
 
 Optimizer state, step and data position begin anew. Every array that has the same path
-and shape is taken; the others keep their fresh values and are listed.
+and shape is taken; the others keep their fresh values and are listed. The other run may
+be training meanwhile: its directory is only read.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from lavit_jax.training import checkpoint
+from lavit_jax.training import checkpoint, checkpoint_files
 
 SHOWN = 8  # names listed of each kind
 
@@ -77,16 +80,49 @@ def load(source: str, params: Any) -> tuple[Any, Matches]:
     The parameters, sharded as before, and what was found.
 
   Raises:
-    ValueError: there is no whole checkpoint, or nothing in it fits.
+    ValueError: there is no whole checkpoint, nothing in it fits, or it was deleted
+      while it was read.
   """
-  saved = checkpoint.Checkpoints(source, checkpoint.Keep())
-  step = saved.newest()
+  step = _newest(source)
+  with _kept(step):
+    return _fitting(step / checkpoint.STATE, params)
+
+
+def _newest(source: str) -> epath.Path:
+  """The newest whole checkpoint of a run."""
+  folder = epath.Path(source).resolve() / checkpoint.FOLDER
+  step, damaged = checkpoint.newest_whole(folder)
+  if step is None and damaged:
+    raise ValueError(
+      f"{checkpoint.none_whole(folder, damaged)}; copy them again, or give another run"
+      " as config.parameters_from"
+    )
   if step is None:
     raise ValueError(
       "expected a run directory with checkpoints as config.parameters_from, got none"
       f" in {source}; give the --workdir of that run"
     )
-  folder = saved.folder / str(step) / checkpoint.STATE
+  return folder / str(step)
+
+
+@contextlib.contextmanager
+def _kept(step: epath.Path) -> Iterator[None]:
+  """Fails in one sentence when the other run deletes the checkpoint meanwhile."""
+  try:
+    yield
+  except Exception:
+    if checkpoint_files.is_complete(step):
+      raise
+  if not checkpoint_files.is_complete(step):
+    raise ValueError(
+      f"expected {step} to stay while its parameters are read, but the run that writes"
+      " there deleted it; give the same command again to take a newer one, or raise"
+      " keep.last of that run"
+    )
+
+
+def _fitting(folder: epath.Path, params: Any) -> tuple[Any, Matches]:
+  """Reads what fits of a stored state."""
   theirs = {name: tuple(leaf.shape) for name, leaf in _stored(folder).items()}
   ours = _flat(params)
   matches = match({name: leaf.shape for name, leaf in ours.items()}, theirs)

@@ -271,7 +271,8 @@ def test_the_command_refuses_before_it_loads_a_model(tmp_path):
   assert "got --temperature" in done.stderr
 
 
-def test_evaluations_decode_by_the_directory_and_say_so(model, tmp_path):
+def test_evaluations_decode_by_the_directory_and_say_so(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(model_tasks.ranking, "scorer_of", lambda model, folder: None)
   flags = dict(images=str(tmp_path), prompt="", target=str(tmp_path), truth="")
   flags |= dict(protocol="vqa", lemmas=False, min_new=None, guidance=None, top_k=None)
   flags |= dict(n=2, seed=0, ranker="", inception="", model="m")

@@ -96,7 +96,7 @@ def folders(tmp_path_factory):
   """Two model directories: after stage 1, and complete."""
   root = tmp_path_factory.mktemp("models")
   sentences = ["a red circle", "Question: What color is it? Answer:", "two stars"]
-  tokenizer = text.train_text_tokenizer(sentences, 120, root / "text_tokenizer")
+  tokenizer = text.train_text_tokenizer(sentences, 300, root / "text_tokenizer")
   visual = visual_parts(np.random.default_rng(0))
   model_directory.save(root / "stage1", visual, text_tokenizer=root / "text_tokenizer")
   language = language_parts(tokenizer.text_size)
