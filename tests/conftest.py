@@ -147,3 +147,15 @@ def language_run(made_once, tokenized_data, visual_tokenizer_directory):
     toy_run.train_on_its_own(config, folder)
 
   return made_once("language_run", make)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_run(made_once, toy_data, encoder_directory):
+  """A finished run of stage 1, its compiled programs in its own directory."""
+  import toy_run
+
+  def make(folder):
+    config = toy_run.visual_tokenizer_run(toy_data, encoder_directory)
+    toy_run.train_on_its_own(config, folder)
+
+  return made_once("tokenizer_run", make)

@@ -90,6 +90,11 @@ def _pixels(drawings):
   figures |= pixel_figures.scene_figures(
     "reconstructed", right, "scenes", true_pictures=1
   )
+  names = ("true pictures", "true features", "true codes", "drawn codes")
+  links = {name: right for name in names}
+  figures["drawn_all_three"] = pixel_figures.link_figure(
+    links, {name: 0.8 for name in names}, "requests"
+  )
   digits = np.arange(10)
   figures["drawn_digit_accuracy"] = pixel_figures.digit_figure(
     digits, digits, 0.97, 0.9

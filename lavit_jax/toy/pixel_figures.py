@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lavit_jax.evaluate.figures import figure, mean
+from lavit_jax.evaluate.figures import figure, mean, number
 from lavit_jax.toy import world
 from lavit_jax.toy.pixel_reading import PixelReading
 from lavit_jax.toy.tokenizer_figures import CELL_CHANCE, SEEN_CHANCE
@@ -87,6 +87,33 @@ def scene_figures(
     ),
     cell: figure(mean(right["cell"]), CELL_CHANCE, n, of, CELLS),
   }
+
+
+def link_figure(
+  scenes: Mapping[str, Mapping[str, np.ndarray]], digits: Mapping[str, float], of: str
+) -> dict:
+  """The figure drawn_all_three: what is read right after each link of drawing.
+
+  Args:
+    scenes: hits by what the pixels were drawn from, the last of them "drawn codes".
+    digits: share of digits read right by the same.
+    of: what one drawing is.
+  """
+  together = {name: right["both"] & right["cell"] for name, right in scenes.items()}
+  links = {
+    name: {
+      "color_shape": mean(right["both"]),
+      "cell": mean(right["cell"]),
+      "all_three": mean(together[name]),
+      "digit": number(digits[name]),
+      "n": len(right["both"]),
+    }
+    for name, right in scenes.items()
+  }
+  drawn, chance = together["drawn codes"], SEEN_CHANCE * CELL_CHANCE
+  value, n = mean(drawn), len(drawn)
+  what = f"{PAIRS} in {CELLS}"
+  return figure(value, chance, n, of, what, links=links)
 
 
 def digit_figure(

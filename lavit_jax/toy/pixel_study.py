@@ -2,17 +2,23 @@
 
 requests, held-out pictures -> codes -> pixels -> read color, shape, cell, digit
 -> figures, a sweep over guidance, and examples for the report
+
+Each link between a request and its pixels is measured alone: the pixels of true
+features lose by the pixel decoder, those of true codes by the visual tokenizer, too,
+and those of drawn codes by the language model as well.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from lavit_jax.data import images, records
 from lavit_jax.evaluate.figures import mean
-from lavit_jax.inference import api
+from lavit_jax.generate import tasks
+from lavit_jax.inference import api, batching, frozen_parts, pixel_parts
 from lavit_jax.toy import (
   digits,
   language_figures,
@@ -75,14 +81,23 @@ def study(
   expected = tokenizer_figures.single_objects(test.truth)
   true = pixel_figures.hits(pixel_reading.read(readers, test.image[single]), expected)
   shown = single[: limits.reconstructions]
+  from_features = _paint_features(model, test.image[shown])
   rebuilt, facts = _paint_again(model, test.image[shown]), expected[: len(shown)]
   reading = pixel_reading.read(readers, rebuilt)
+  again_right = pixel_figures.hits(reading, facts)
   figures = pixel_figures.scene_figures(
     "reconstructed",
-    pixel_figures.hits(reading, facts),
+    again_right,
     "scenes with one object",
     true_pictures=mean(true["both"] & true["cell"]),
   )
+  links = {
+    "true pictures": true,
+    "true features": pixel_figures.hits(
+      pixel_reading.read(readers, from_features), facts
+    ),
+    "true codes": again_right,
+  }
   again = _examples(
     ["one object"] * len(facts), test.image[shown], rebuilt, reading, facts
   )
@@ -93,14 +108,16 @@ def study(
   right = pixel_figures.hits(reading, facts)
   of = "requests for one object in one cell"
   figures |= pixel_figures.scene_figures("drawn", right, of)
+  links["drawn codes"] = right
   size = model.image_size
   wanted = [
     scenes.draw(world.Scene((r.drawn,), "bright"), size).image for r in asked[:SHOWN]
   ]
   titles = [request.prompt for request in asked]
   drawings = _examples(titles, wanted, drawn, reading, facts)
-  figure, digit_examples = _digits(model, readers, test, limits.digits)
+  figure, digit_examples, by_link = _digits(model, readers, test, limits.digits)
   figures["drawn_digit_accuracy"] = figure | decoding_of(model)
+  figures["drawn_all_three"] = pixel_figures.link_figure(links, by_link, of)
   findings = pixel_figures.PixelFindings(drawings, digit_examples, again, sweep)
   return figures, findings
 
@@ -129,6 +146,20 @@ def _paint_again(model: api.LaVIT, pictures: np.ndarray, sampling=None) -> np.nd
   return _paint(model, [found["codes"] for found in model.tokenize(pictures)], sampling)
 
 
+def _paint_features(model: api.LaVIT, pictures: np.ndarray) -> np.ndarray:
+  """Pictures uint8[N, H, W, 3] drawn from the true features of uint8[N, H, W, 3]."""
+  coder, decoder = model.coder, model.pixel_decoder
+  size = (model.image_size, model.image_size)
+
+  def run(pixels, names):
+    features = frozen_parts.features(coder.tower, coder.frozen, pixels)
+    keys = tasks.fold_keys(jax.random.key(0), names, np.zeros_like(names))
+    return pixel_parts.draw(decoder, features, keys, size, decoder.settings)
+
+  names = np.arange(len(pictures), dtype=np.uint32)
+  return batching.in_batches(run, model.batch_size, pictures, names)
+
+
 def _sweep(model, readers, pictures, facts, limits) -> dict[float, tuple[float, float]]:
   """Shares read right by guidance, over reconstructions of the same pictures."""
   own, found = model.pixel_decoder.settings, {}
@@ -141,7 +172,11 @@ def _sweep(model, readers, pictures, facts, limits) -> dict[float, tuple[float, 
 
 
 def _digits(model, readers, test, count: int):
-  """Drawn and reconstructed digits, read by the classifier of real ones."""
+  """Drawn and reconstructed digits, read by the classifier of real ones.
+
+  Returns:
+    The figure, examples, and the share read right by link.
+  """
   names = np.arange(count) % 10
   wording = [digits.CAPTIONS[i // 10 % len(digits.CAPTIONS)] for i in range(count)]
   prompts = [w.format(digits.NAMES[name]) for w, name in zip(wording, names)]
@@ -152,9 +187,15 @@ def _digits(model, readers, test, count: int):
   share = lambda pictures, labels: mean(
     pixel_reading.read_digits(readers, pictures) == labels
   )
-  again = _paint_again(model, test.image[real[:count]])
+  some, labels = test.image[real[:count]], true[:count]
+  links = {
+    "true pictures": share(test.image[real], true),
+    "true features": share(_paint_features(model, some), labels),
+    "true codes": share(_paint_again(model, some), labels),
+    "drawn codes": mean(read == names),
+  }
   figure = pixel_figures.digit_figure(
-    read, names, share(test.image[real], true), share(again, true[:count])
+    read, names, links["true pictures"], links["true codes"]
   )
   example = lambda i: pixel_figures.PixelExample(
     prompts[i],
@@ -164,7 +205,7 @@ def _digits(model, readers, test, count: int):
     bool(read[i] == names[i]),
   )
   present = [i for i in range(min(count, SHOWN)) if (true == names[i]).any()]
-  return figure, [example(i) for i in present]
+  return figure, [example(i) for i in present], links
 
 
 def _examples(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import ml_collections
 
+from lavit_jax.training import metrics
 from lavit_jax.data import shards
 from lavit_jax.inference import sidecars
 from lavit_jax.stages import stage_run
@@ -21,6 +22,15 @@ PARTS = (
   *("prepare", "contrastive", "visual_tokenizer"),
   *("tokenize", "pixel_decoder", "pretrain", "evaluate"),
 )
+# What a full run's stages reach on held-out pictures at least, unless they went wrong.
+LEAST = {
+  "contrastive": {
+    "retrieval_at_1": 0.8,
+    "word_accuracy_color": 0.98,
+    "word_accuracy_shape": 0.92,
+  },
+  "visual_tokenizer": {"cosine": 0.95},
+}
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -75,6 +85,9 @@ def run(workdir: str, size: Size, seed: int = 0, split: str = "validation") -> d
   settings = configs(folder, size, seed)
   for stage in ("contrastive", "visual_tokenizer"):
     _train(stage, settings[stage], folder, clock)
+    if size.steps == 1:
+      for line in low_figures(stage, metrics.read(str(folder / stage), "eval")[-1]):
+        print(line, flush=True)
   model = str(folder / "visual_tokenizer" / "model")
   with clock.part("tokenize") as due:
     for seen in ("train", "validation"):
@@ -95,6 +108,21 @@ def _train(stage: str, config, folder: pathlib.Path, clock: "_Clock") -> None:
   with clock.part(stage) as due:
     if due(folder / stage / "model" / model_directory.MANIFEST):
       stage_run.run(config, str(folder / stage), paint=patch_words.paint)
+
+
+def low_figures(stage: str, found: Mapping[str, float]) -> list[str]:
+  """Says which held-out figures of a stage are so low that all later ones suffer.
+
+  Args:
+    stage: "contrastive" or "visual_tokenizer".
+    found: figures of its last evaluation.
+  """
+  return [
+    f"{stage} went wrong: expected {name} of {least} or more, got {found[name]:.3f};"
+    " figures of later stages will be low, try another --seed"
+    for name, least in LEAST[stage].items()
+    if not found[name] >= least
+  ]
 
 
 def _claim(folder: pathlib.Path, size: Size, seed: int) -> None:

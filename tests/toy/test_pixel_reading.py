@@ -63,3 +63,17 @@ def test_figures_count_what_is_right():
   assert figures["drawn_cell"]["chance"] == 1 / 9
   digit = pixel_figures.digit_figure(np.array([1, 2]), np.array([1, 3]), 0.9, 0.8)
   assert digit["value"] == 0.5 and digit["reconstructed"] == 0.8
+
+
+def test_links_tell_where_drawings_are_lost():
+  hit = lambda *right: {
+    name: np.array(right, bool) for name in ("color", "shape", "both", "cell")
+  }
+  scenes_by_link = {"true codes": hit(1, 1, 1, 0), "drawn codes": hit(1, 0)}
+  found = pixel_figures.link_figure(
+    scenes_by_link, {"true codes": 0.9, "drawn codes": 0.4}, "requests"
+  )
+  assert found["value"] == 0.5 and found["n"] == 2
+  assert found["links"]["true codes"] == dict(
+    color_shape=0.75, cell=0.75, all_three=0.75, digit=0.9, n=4
+  )

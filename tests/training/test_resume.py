@@ -84,15 +84,13 @@ def test_stage_2_resumes_bit_for_bit(language_run, language_config, tmp_path):
 
 
 def test_stage_1_resumes_bit_for_bit_across_the_phase_change(
-  tokenizer_config, tmp_path
+  tokenizer_run, tokenizer_config, tmp_path
 ):
-  whole = tmp_path / "whole"
-  stage_run.run(tokenizer_config(), str(whole))
-  books = [arrays_of(whole, step)["codebook"]["embedding"] for step in (3, 6)]
+  books = [arrays_of(tokenizer_run, step)["codebook"]["embedding"] for step in (3, 6)]
   assert np.abs(books[0] - books[1]).max() > 0.1  # k-means came between them
-  resumed = cut_back(whole, tmp_path / "resumed", 3)
+  resumed = cut_back(tokenizer_run, tmp_path / "resumed", 3)
   stage_run.run(tokenizer_config(), str(resumed))
-  assert_resumed(whole, resumed)
+  assert_resumed(tokenizer_run, resumed)
 
 
 def test_sigterm_saves_exits_0_and_resuming_compiles_nothing(

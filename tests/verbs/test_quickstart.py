@@ -8,13 +8,18 @@ import pytest
 import test_report
 
 from lavit_jax.toy import quickstart_run
+from lavit_jax.toy.quickstart_run import low_figures
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def quickstart(workdir, *flags):
-  """Runs the command as a user does: elsewhere, on one device."""
+  """Runs the command as a user does: elsewhere, on one device.
+
+  Only its programs are compiled in a hurry: they run a few steps each.
+  """
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+  environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
   return subprocess.run(
     [sys.executable, "-m", "lavit_jax.quickstart", f"--workdir={workdir}", *flags],
     cwd=workdir.parent,
@@ -55,6 +60,16 @@ def test_a_seed_reaches_weights_and_order_of_every_stage(tmp_path):
     assert [config.seed for config in seeds] == [0, 1]
   orders = [c.data.shuffle_seed for configs in made for c in configs.values()]
   assert len(set(orders)) == len(orders)
+
+
+def test_a_stage_that_went_wrong_is_named():
+  good = {"retrieval_at_1": 0.93, "word_accuracy_color": 1.0}
+  assert not low_figures("contrastive", good | {"word_accuracy_shape": 0.97})
+  lines = low_figures("contrastive", good | {"word_accuracy_shape": 0.41})
+  assert (
+    len(lines) == 1 and "word_accuracy_shape of 0.92 or more, got 0.410" in lines[0]
+  )
+  assert low_figures("visual_tokenizer", {"cosine": float("nan")})
 
 
 def test_finished_parts_are_skipped_and_another_split_is_measured(finished):

@@ -1,6 +1,6 @@
 """The section of report.html that shows pixels: drawings, reconstructions, guidance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lavit_jax.toy.pixel_figures import PixelExample, PixelFindings
 from lavit_jax.toy.report import headline, page
@@ -20,8 +20,15 @@ DISCLOSURE = (
 )
 
 
-def section(pixels: PixelFindings | None) -> str:
-  """Pictures as HTML; nothing without a pixel decoder."""
+def section(
+  pixels: PixelFindings | None, links: Mapping[str, Mapping[str, float]]
+) -> str:
+  """Pictures as HTML; nothing without a pixel decoder.
+
+  Args:
+    pixels: examples.
+    links: what is read right, by what the pixels were drawn from.
+  """
   if pixels is None:
     return ""
   return (
@@ -31,8 +38,24 @@ def section(pixels: PixelFindings | None) -> str:
     + _row(pixels.drawings)
     + "<h3>Handwritten digits</h3><p>A real digit, and the one that the model drew.</p>"
     + _row(pixels.digits)
+    + _links(links)
     + "<h2>Reconstructions</h2><p>A held-out picture, and what was drawn from its"
     " codes.</p>" + _row(pixels.reconstructions) + _sweep(pixels.sweep)
+  )
+
+
+def _links(links: Mapping[str, Mapping[str, float]]) -> str:
+  keys = ("color_shape", "cell", "all_three", "digit")
+  rows = [
+    [page.text(name), *(headline.show(found[key]) for key in keys)]
+    for name, found in links.items()
+  ]
+  head = ("pixels of", "color and shape", "cell", "all three", "digit")
+  return (
+    "<h3>Where quality is lost</h3><p>What the classifier reads right after each link:"
+    " the pixel decoder draws true features; the visual tokenizer makes codes of them"
+    " first; the language model draws the codes. The first row is the classifier's own"
+    " limit.</p>" + page.table(head, rows, {1, 2, 3, 4})
   )
 
 

@@ -33,6 +33,7 @@ TITLES = {
     "drawn_feature_cell": "Drawn features show them in the requested cell",
   },
   "Pixels, read by a classifier of their own": {
+    "drawn_all_three": "Drawings show color, shape and cell together",
     "drawn_color_shape": "Drawings show the requested color and shape",
     "drawn_cell": "Drawings show them in the requested cell",
     "drawn_digit_accuracy": "Drawn digits are recognized",

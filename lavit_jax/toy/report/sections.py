@@ -37,7 +37,9 @@ def document(
     _kept_counts(findings),
     _codes(findings.pictures),
     _texts(findings),
-    drawn.section(findings.pixels),
+    drawn.section(
+      findings.pixels, findings.figures.get("drawn_all_three", {}).get("links", {})
+    ),
     _grids(findings),
     _time(facts),
     _machine(facts),
