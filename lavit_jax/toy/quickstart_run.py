@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 import ml_collections
 
-from lavit_jax.training import metrics
 from lavit_jax.data import shards
 from lavit_jax.inference import sidecars
 from lavit_jax.stages import stage_run
 from lavit_jax.toy import patch_words, pixel_study, prepared, study
 from lavit_jax.toy.report import writer
+from lavit_jax.training import metrics
 from lavit_jax.weights import model_directory
 
 PARTS = (

@@ -295,8 +295,9 @@ SPELLINGS = (
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_sweep_asks_by_values_however_its_flags_are_spelt(spelling):
   script = (
-    "import sys; from absl import app; from lavit_jax import plan, plan_sweep, train\n"
-    "plan_sweep.run = lambda config, pod, limit, asked: sys.exit(f'{limit} {asked}')\n"
+    "import sys; from absl import app; from lavit_jax import plan, train\n"
+    "from lavit_jax.planning import layout_sweep\n"
+    "layout_sweep.run = lambda config, pod, limit, asked: sys.exit(f'{limit} {asked}')\n"
     "app.run(plan.main, flags_parser=train.parse_flags)"
   )
   own = ["--topology", "v5litepod-64", "--config.batch_size", "1024", "--cache", "kept"]
