@@ -297,7 +297,8 @@ def test_a_sweep_asks_by_values_however_its_flags_are_spelt(spelling):
   script = (
     "import sys; from absl import app; from lavit_jax import plan, train\n"
     "from lavit_jax.planning import layout_sweep\n"
-    "layout_sweep.run = lambda config, pod, limit, asked: sys.exit(f'{limit} {asked}')\n"
+    "said = lambda config, pod, limit, asked: sys.exit(f'{limit} {asked}')\n"
+    "layout_sweep.run = said\n"
     "app.run(plan.main, flags_parser=train.parse_flags)"
   )
   own = ["--topology", "v5litepod-64", "--config.batch_size", "1024", "--cache", "kept"]
