@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks format and style and runs the tests; arguments go to pytest:
 #
-#   launch/test.sh [tests/test_vit.py -k golden ...]
+#   launch/test.sh [tests/models -k golden ...]
 #
 # Makes its own environment first.
 set -euo pipefail
