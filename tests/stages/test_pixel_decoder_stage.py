@@ -20,6 +20,8 @@ from lavit_jax.inference import pixel_parts
 from lavit_jax.stages import pixel_decoder
 from lavit_jax.training import base, optimizer, train_state
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 BATCH = 4
 
 

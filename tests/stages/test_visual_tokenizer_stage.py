@@ -17,6 +17,8 @@ from lavit_jax.models import codebook, selector, whitening
 from lavit_jax.stages import reconstruction, visual_tokenizer
 from lavit_jax.training import train_state
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 BATCH = 4
 KEY = jax.random.key(1)
 
