@@ -17,6 +17,8 @@ from lavit_jax.inference import frozen_parts
 from lavit_jax.stages import pretrain
 from lavit_jax.training import optimizer, train_state
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 WORDS = toy_run.WORDS
 INPUTS = ("tokens", "segment_ids", "positions", "feature_index")
 
