@@ -21,8 +21,8 @@ def get_config(variant: str = "tiny"):
     num_steps=380,
     batch_size=64,
     model=dict(vit=vit.VARIANTS["tiny"], text=clip.TEXT_VARIANTS["tiny"]),
-    # Model directory whose vision encoder to start from; "" is random.
-    warm_start="",
+    # Model directory whose vision encoder to start from, or "random".
+    warm_start="random",
     # Classes of each patch-word head, the last one background where it is a word.
     words=dict(
       color=dict(classes=9, background_weight=0.2),

@@ -25,8 +25,9 @@ def get_config(variant: str = "sd15"):
     # Model directory with the visual tokenizer that made the codes.
     init_from="",
     # Model directory with the parts unet and vae (and null_condition for SD 1.5), e.g.
-    # a converted Stable Diffusion folder; the tiny variant starts from nothing.
-    warm_start="",
+    # a converted Stable Diffusion folder. "random", as in the tiny variant, must be
+    # asked for by name.
+    warm_start="random" if variant == "tiny" else "",
     num_steps=20_000,  # as the paper, from Stable Diffusion 1.5
     batch_size=2048,  # not published; that of the paper's stage 1
     # Eight pictures at a time per chip, or more: with fewer the compiler for TPUs pads

@@ -22,8 +22,8 @@ def get_config(variant: str = "tiny"):
     # Model directory with the parts vit, visual_tokenizer and codebook.
     init_from="",
     # Model directory whose LLaMA (plain, or over the joint vocabulary) to start from,
-    # with merger and vit_proj if it has them; "" is random.
-    warm_start="",
+    # with merger and vit_proj if it has them. "random" must be asked for by name.
+    warm_start="random" if variant == "tiny" else "",
     num_steps=20_000,
     batch_size=2048,
     # One row per chip of a 64-chip slice at a time: scores of 2048 x 2048 are large.

@@ -44,7 +44,8 @@ def _report_without_devices(config: ml_collections.ConfigDict, count: int) -> No
       f" {config.stage!r}"
     )
   topology.without_chips()
-  mesh = mesh_report.without_devices(dict(config.mesh), count)
+  split = programs.widths_of(config)
+  mesh = mesh_report.without_devices(dict(config.mesh), count, split)
   arguments = programs.STEPS[config.stage](config, mesh).arguments
   groups = mesh_report.groups_of(arguments["state"], arguments["frozen"])
   estimate = mesh_report.activation_bytes(config, mesh)

@@ -25,6 +25,7 @@ from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts, tokenizing
 from lavit_jax.models import condition_heads, vae, whitening
+from lavit_jax.stages import warm_start
 from lavit_jax.training import base, feed, optimizer, train_state
 from lavit_jax.weights import model_directory
 
@@ -200,7 +201,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   def warm(seed):
     state = initial(seed)
-    return _warm(state, config, mesh, modules, tx) if config.warm_start else state
+    if warm_start.folder_of(config):
+      state = _warm(state, shardings, config, mesh, modules, tx)
+    return state
 
   def batches(position):
     return feed.DeviceFeed(_rows(source, config, mesh, position), mesh)
@@ -246,28 +249,26 @@ def _frozen(config, mesh, modules, coder) -> tuple[dict[str, Any], dict[str, str
     "autoencoder": {},
     "null": None,
   }
-  names = {}
-  if config.warm_start:
-    parts = model_directory.read_manifest(config.warm_start)["parts"]
-    frozen["null"] = pixel_parts.load_null(
-      config.warm_start, mesh, "", modules.unet.context_dim
-    )
+  names, folder = {}, warm_start.folder_of(config)
+  if folder:
+    parts = model_directory.read_manifest(folder)["parts"]
+    frozen["null"] = pixel_parts.load_null(folder, mesh, "", modules.unet.context_dim)
     names = {
       name: parts[name]["checksum"][:16]
       for name in ("vae", "null_condition")
       if name in parts
     }
   if modules.autoencoder_name == "vae":
-    if not config.warm_start:
+    if not folder:
       raise ValueError(
-        "config.warm_start is empty, but the VAE comes from there; give a model"
-        " directory with the part vae, or train the tiny variant"
+        f"config.warm_start is {config.warm_start!r}, but the VAE comes from there;"
+        " give a model directory with the part vae, or train the tiny variant"
       )
-    _, _, frozen["autoencoder"] = pixel_parts.load_autoencoder(config.warm_start, mesh)
+    _, _, frozen["autoencoder"] = pixel_parts.load_autoencoder(folder, mesh)
   return frozen, names
 
 
-def _warm(state, config, mesh, modules: Modules, tx) -> train_state.TrainState:
+def _warm(state, shardings, config, mesh, modules: Modules, tx):
   """Starts from published weights: the U-Net's, and the head's where there is one."""
   folder, loaded = config.warm_start, {}
   make_unet = pixel_parts.init_unet(modules.unet, 1)
@@ -279,7 +280,7 @@ def _warm(state, config, mesh, modules: Modules, tx) -> train_state.TrainState:
     loaded["head"] = pixel_parts.load_part(folder, mesh, "condition", make_head)
   params = state.params | loaded
   with jax.set_mesh(mesh):
-    opt_state = jax.jit(tx.init)(params)
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
   return state.replace(params=params, opt_state=opt_state)
 
 

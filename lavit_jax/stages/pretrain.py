@@ -237,7 +237,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     state = made.initial(seed)
     old = _stage1_merger(config.init_from, abstract, shardings)
     state = state.replace(params=state.params | {"merger": old})
-    if config.warm_start:
+    if warm_start.folder_of(config):
       state = warm_start.language(state, shardings, config, words)
     return state
 

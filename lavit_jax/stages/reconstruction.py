@@ -9,7 +9,8 @@ are decoded, so that the reconstruction reaches it directly (paper, section 3.1)
 gradient is of first order and fades once reconstructions are good, though leaving a
 patch out would still cost much. So two masks of each picture are also compared, and
 the better one is made more likely in proportion to how much better it is (REINFORCE
-with a leave-one-out baseline); this term is added to the straight-through gradient.
+with a leave-one-out baseline); this term, times `config.mask_comparison`, is added to
+the straight-through gradient. At 0 there is no second mask: the paper's way.
 
 Phase b freezes the selector, as the authors describe (repository thread 10): code noise
 would teach it to keep about as many patches of every picture.
@@ -176,8 +177,10 @@ def _make_loss(model, book, config, kept: jax.Array, total: int):
     share = model.num_patches / total
     value = distance.sum() * share + config.commitment_weight * commitment
     if book is None:
-      score = compared(params, features, whitened, other, distance, first.log_prob)
-      value = value + score.sum() * share + slope * keep.sum() / total
+      value = value + slope * keep.sum() / total
+      if config.mask_comparison:
+        score = compared(params, features, whitened, other, distance, first.log_prob)
+        value = value + config.mask_comparison * score.sum() * share
     parts = {"distance": distance.sum() * share, "commitment": commitment}
     return value, (parts | {"rescued": first.rescued}, assigned)
 

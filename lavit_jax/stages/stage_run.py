@@ -23,10 +23,13 @@ from lavit_jax.stages import (
   pretrain,
   samples,
   visual_tokenizer,
+  warm_start,
+  widths,
 )
 from lavit_jax.training import (
   base,
   checkpoint,
+  checkpoint_files,
   code_version,
   compile_cache,
   hosts,
@@ -60,6 +63,8 @@ FREE_FIELDS = (
   "keep", "step_timeout", "skip_limit", "parameters_from", "wandb",
   "decoding", "sampling",  # of the finished model
 )  # fmt: skip
+# Fields that came later, and what they were before.
+EARLIER = {"mask_comparison": 1.0, "z_loss": 0.0}
 
 PATHS = ("train", "eval", "text_tokenizer")
 
@@ -86,7 +91,9 @@ def run(
   """
   clock = timing.Timing(time.monotonic())
   _check(config)
-  mesh = sharding.make_mesh(dict(config.mesh))
+  split = widths.of_run(config)
+  mesh = sharding.make_mesh(dict(config.mesh), widths=split)
+  widths.check(mesh, split)
   sharding.check_divides(
     mesh,
     batch_size=(config.batch_size, ("data", "fsdp")),
@@ -103,6 +110,7 @@ def run(
     with clock.part("start"):
       stage = STAGES[config.stage](config, mesh)
       state, position, skipped = _start(config, stage, saved, folder)
+      base.check_state(state, stage.abstract, stage.shardings)
     _describe(config, mesh, mesh_report.groups_of(state, stage.frozen))
     with contextlib.closing(metrics.Writer(workdir, config)) as writer:
       look = _observer(config, stage, writer, folder, paint)
@@ -112,7 +120,7 @@ def run(
       )
       state = loop.train(parts, state, position, skipped)
       dog.enter("evaluation", config.num_steps)
-      look(state, config.num_steps)
+      saved.note(config.num_steps, loop.evaluated(parts, state, config.num_steps))
     dog.enter("checkpoint", config.num_steps)
     _finish(stage, state, folder / "model")
     hosts.meet("model written")
@@ -151,6 +159,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
       f"batch_size {config.batch_size} is not a multiple of accumulate"
       f" {config.accumulate}; choose a divisor"
     )
+  checkpoint_files.check_best(config)
+  warm_start.check(config)
   paths = {"init_from": config.get("init_from", "unused")}
   paths |= {f"data.{name}": config.data[name] for name in PATHS if name in config.data}
   for name, path in paths.items():
@@ -172,9 +182,10 @@ def _start(config, stage, saved, folder) -> tuple[Any, int, int]:
       (folder / "config.json").write_text(json.dumps(fields, indent=2))
     return _warm(config, stage.initial(config.seed)), 0, 0
   meta = saved.meta(newest)
+  earlier = {name: value for name, value in EARLIER.items() if name in fields}
   fixed = [
     {k: v for k, v in c.items() if k not in FREE_FIELDS}
-    for c in (meta["config"], fields)
+    for c in (earlier | meta["config"], fields)
   ]
   differing = checkpoint.differing_fields(*fixed)
   if differing:

@@ -85,6 +85,14 @@ class Checkpoints:
     except Exception as error:
       raise self._lost(error) from error
 
+  def note(self, step: int, figures: Mapping[str, float]) -> None:
+    """Adds figures that became known after the checkpoint of a step was written."""
+    self.wait()  # what runs in the background prunes by the same figures
+    self._figures.pop(step, None)
+    if jax.process_index() == 0 and step in self.steps():
+      known = files.late_figures(self.folder) | {str(step): dict(figures)}
+      files.write_late_figures(self.folder, known)
+
   def close(self) -> None:
     """Waits for what is being written and deletes what need not be kept."""
     try:
@@ -113,6 +121,7 @@ class Checkpoints:
   def _figure(self, step: int) -> float | None:
     if step not in self._figures:
       figures = self.meta(step).get("figures", {})
+      figures |= files.late_figures(self.folder).get(str(step), {})
       self._figures[step] = figures.get(self._keep.metric)
     return self._figures[step]
 

@@ -106,6 +106,11 @@ class DeviceFeed:
     self._batches += 1
     return batch, position
 
+  @property
+  def replaced(self) -> int:
+    """Documents and rows that this host replaced because they were bad."""
+    return self._replaced
+
   def figures(self) -> dict[str, float]:
     """Metrics; with several hosts all must ask at the same step.
 
@@ -151,11 +156,11 @@ def device_batches(
 
 def record_ids(
   source: Any, config: ml_collections.ConfigDict, position: int
-) -> list[str]:
-  """Record ids of the batch that begins at a position in rows."""
+) -> Iterator[str]:
+  """Record ids of the batch that begins at a position in rows, read one by one."""
   order = pipeline.order(source, config.data.shuffle_seed)
-  rows = range(position, position + config.batch_size)
-  return [name for row in rows for name in source.ids(int(order[row]))]
+  for row in range(position, position + config.batch_size):
+    yield from source.ids(int(order[row]))
 
 
 def check_held_out(source: Any, config: ml_collections.ConfigDict) -> None:
