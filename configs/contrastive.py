@@ -31,7 +31,8 @@ def get_config(variant: str = "tiny"):
     word_weight=1.0,
     # Pictures of the mixture behind the whitening buffer.
     whitening_pictures=3000,
-    data=dict(train="", eval="", text_tokenizer="", shuffle_seed=0),
+    # data.skip: rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+    data=dict(train="", eval="", text_tokenizer="", shuffle_seed=0, skip=""),
     optimizer=optimizer.default_config(
       learning_rate=1e-3, warmup_steps=100, beta2=0.98, weight_decay=0.05
     ),

@@ -44,6 +44,8 @@ def get_config(variant: str = "tiny"):
       train="",
       eval="",
       shuffle_seed=2,
+      # Rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+      skip="",
       row_length=2048,
       images_per_row=0,
       # Rows to plan, old ones included, before they repeat: here the whole run.

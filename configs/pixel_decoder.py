@@ -47,7 +47,8 @@ def get_config(variant: str = "sd15"):
     ratios={"1:1": (512, 512)},
     # How pictures are sampled when nothing else is asked for.
     sampling=dict(steps=25, guidance=7.0, solver="ddim"),
-    data=dict(train="", eval="", shuffle_seed=3),
+    # data.skip: rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+    data=dict(train="", eval="", shuffle_seed=3, skip=""),
     # Not published; Video-LaVIT's detokenizer (same group) used 5e-5 and 1e-3.
     optimizer=optimizer.default_config(
       learning_rate=5e-5, warmup_steps=1000, beta2=0.99, weight_decay=0.001

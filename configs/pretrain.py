@@ -43,6 +43,8 @@ def get_config(variant: str = "tiny"):
       eval="",
       text_tokenizer="",
       shuffle_seed=2,
+      # Rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+      skip="",
       row_length=2048,
       # Image slots per row; 0 lets the mixture decide.
       images_per_row=0,

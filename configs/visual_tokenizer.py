@@ -40,7 +40,8 @@ def get_config(variant: str = "tiny"):
     revive_below=0.1,  # codes used less per step take a current vector
     kmeans_per_code=64,
     kmeans_iterations=10,
-    data=dict(train="", eval="", shuffle_seed=1),
+    # data.skip: rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+    data=dict(train="", eval="", shuffle_seed=1, skip=""),
     # Not published; Video-LaVIT's tokenizer (same group) used 1e-4, (0.9, 0.99), 1e-3.
     optimizer=optimizer.default_config(
       learning_rate=1e-4, warmup_steps=5000, beta2=0.99, weight_decay=0.001

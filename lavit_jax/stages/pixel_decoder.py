@@ -20,7 +20,7 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax.data import coded, pipeline
+from lavit_jax.data import coded, pipeline, skipping
 from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts, tokenizing
@@ -206,7 +206,10 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     return state
 
   def batches(position):
-    return feed.DeviceFeed(_rows(source, config, mesh, position), mesh)
+    left_out = feed.rows_left_out(config)
+    host = _rows(source, config, mesh, left_out.used(position))
+    host.order = skipping.Order(host.order, left_out)
+    return feed.DeviceFeed(host, mesh, left_out)
 
   per_picture = jax.jit(make_loss(modules, model, 0.0))
   decoder = _decoder(config, modules, frozen, ratios)

@@ -36,6 +36,7 @@ class Stage:
     finish: writes the model directory.
     records: record ids of the batch from a position in rows on, for messages; each is
       read when it is asked for.
+    data_names: fingerprint of each folder of data, for checkpoints.
     contents: tokens and images of one example, for rates; places, filled or not.
   """
 
@@ -51,6 +52,7 @@ class Stage:
   evaluate: Callable[[TrainState], tuple[dict[str, float], dict[str, Any]]]
   finish: Callable[[TrainState, str], None]
   records: Callable[[int], Iterable[str]] = lambda position: ()
+  data_names: dict[str, str] = dataclasses.field(default_factory=dict)
   contents: dict[str, int] = dataclasses.field(default_factory=dict)
 
 

@@ -156,6 +156,16 @@ class Checkpoints:
         files.set_aside(self.folder / str(one))
     return step
 
+  def problems(self, step: int) -> str:
+    """What is wrong with the checkpoint of a step, "" for a whole one."""
+    return _problems(self.folder / str(step))
+
+  def go_back(self, step: int) -> None:
+    """Lets the checkpoints after a step count no more; host 0 alone calls it."""
+    for later in self.steps():
+      if later > step:
+        files.set_aside(self.folder / str(later))
+
   def _clear(self) -> None:
     """Removes what a killed run was writing; says so where a name looks complete."""
     if jax.process_index() == 0:

@@ -194,6 +194,7 @@ def _save_if_due(
     meta = {
       "config": json.loads(parts.config.to_json()),
       "frozen": parts.stage.frozen_names,
+      "data": parts.stage.data_names,
       "code": code_version.code_version(),
       "position": position,
       "skipped": skipped,
