@@ -34,6 +34,8 @@ def get_config(variant: str = "tiny"):
     decoding=decoding.VARIANTS[variant],
     # Pieces of the vocabulary in the loss: the logits never exist at once.
     loss_chunks=8,
+    # Weight of the squared log-normalizer of the softmax; 0, as in the paper, is none.
+    z_loss=0.0,
     # Weight of a token's loss by what it is; the paper weighs every position alike.
     kind_weights=dict(
       text=1.0, codes_after_text=1.0, codes_of_image=1.0, text_after_image=1.0

@@ -106,8 +106,8 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
     def look(_, mb):
       return None, _look(model, tower, state.params, frozen, mb, key)
 
-    _, (seen, kept) = base.over_micro_batches(look, None, micro)
-    kept = kept.sum()
+    _, (seen, counts) = base.over_micro_batches(look, None, micro)
+    kept = counts.sum(dtype=jnp.float32)
     book = state.codebook if quantize else None
     loss = _make_loss(model, book, config, kept, total)
 
@@ -118,6 +118,8 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     grads, (parts, assigned) = base.over_micro_batches(one, zeros, seen)
     metrics = _summary(parts, kept / total, config)
+    found = sequence.percentiles(counts, model.num_patches, counts >= 0)
+    metrics |= {f"kept_{name}": value for name, value in found.items()}
     changes = {}
     if quantize:
       moved, usage = _move_codebook(state.codebook, assigned, key, config)
@@ -132,7 +134,7 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
 
 
 def _look(model, tower, params, frozen, batch, key):
-  """Features, raw and whitened, two noises of a micro-batch; and how many it keeps."""
+  """Features, raw and whitened, two noises of a micro-batch; and what each keeps."""
   features = frozen_parts.patch_features(tower, frozen, batch["image"])
   whitened = whitening.whiten(frozen.get("whitening"), features)
   noise, other = (
@@ -141,7 +143,8 @@ def _look(model, tower, params, frozen, batch, key):
   )
   log_probs = model.apply({"params": params}, features, whitened, method="select")
   keep = jax.lax.stop_gradient(selector.sample(log_probs, noise))
-  return (features, whitened, noise, other), keep.sum()
+  counts = keep.sum(1).astype(jnp.int32)
+  return (features, whitened, noise, other), counts
 
 
 def _make_loss(model, book, config, kept: jax.Array, total: int):

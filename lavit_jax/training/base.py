@@ -148,6 +148,10 @@ def apply_gradients(
     "parameter_norm": optax.tree.norm(kept["params"]),
     "skipped": 1.0 - finite,
   }
+  for name in grads:  # by group of parameters, as in optimizer.groups
+    metrics[f"gradient_norm_{name}"] = optax.tree.norm(grads[name])
+    moved = optax.tree.norm(updates[name])
+    metrics[f"update_norm_{name}"] = jnp.where(finite, moved, 0.0)
   return state.replace(step=state.step + 1, **kept), metrics
 
 
