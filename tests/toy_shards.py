@@ -15,6 +15,7 @@ FACTS = {
   "patches": PATCHES,
   "num_codes": 24,
   "dtype": "float32",
+  "numerics": records.NUMERICS_VERSION,
 }
 
 

@@ -43,7 +43,11 @@ SIDECAR_FACTS = (
   "patches",  # P
   "num_codes",  # K
   "dtype",  # compute dtype: another one may give other codes
+  "numerics",  # NUMERICS_VERSION
 )
+# Raised whenever the arithmetic before the codes changes, so that a picture may get
+# others. 2: norms, query and value biases, class token and positions in float32.
+NUMERICS_VERSION = 2
 
 
 # Records
@@ -367,6 +371,13 @@ def check_sidecar(manifest: dict, expected_checksum: str) -> None:
     raise ValueError(
       f"expected a sidecar of the visual tokenizer {expected_checksum}, got one of "
       f"{found}; run python -m lavit_jax.tokenize again with this visual tokenizer"
+    )
+  numerics = manifest.get("numerics", 1)
+  if numerics != NUMERICS_VERSION:
+    raise ValueError(
+      f"expected a sidecar of numerics version {NUMERICS_VERSION}, got one of"
+      f" {numerics}: this program may give these pictures other codes; empty the codes"
+      " folder and run python -m lavit_jax.tokenize again"
     )
 
 

@@ -93,6 +93,7 @@ def _facts(model, coder, text_tokenizer, dtype) -> dict:
     "patches": coder.model.num_patches,
     "num_codes": coder.model.num_codes,
     "dtype": dtype,
+    "numerics": records.NUMERICS_VERSION,
   }
 
 

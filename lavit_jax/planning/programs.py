@@ -80,11 +80,12 @@ def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
 
 
 def encoder(variant: str, config: ml_collections.ConfigDict, mesh: Mesh):
-  """The frozen encoder and its shapes in the compute dtype."""
+  """The frozen encoder and its shapes in the dtypes that it is stored in."""
   tower = vit.VisionTransformer(
     **vit.VARIANTS[variant], dtype=config.dtype, unroll=config.unroll
   )
-  return tower, {"vit": placed(*frozen_parts.vit_shapes(tower, mesh), config.dtype)}
+  abstract, spread = frozen_parts.vit_shapes(tower, mesh)
+  return tower, {"vit": placed(frozen_parts.stored(abstract, config.dtype), spread)}
 
 
 def _is_tiny(sizes: Any, tiny: dict[str, Any]) -> bool:

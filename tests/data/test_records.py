@@ -103,6 +103,10 @@ def test_checksum_mismatch_names_both(tmp_path):
   records.check_sidecar(sidecar.manifest, "abc")
   with pytest.raises(ValueError, match="xyz.*abc.*tokenize"):
     records.check_sidecar(sidecar.manifest, "xyz")
+  for numerics in ({}, {"numerics": records.NUMERICS_VERSION + 1}):
+    other = {k: v for k, v in sidecar.manifest.items() if k != "numerics"} | numerics
+    with pytest.raises(ValueError, match="numerics version 2, got .* empty the codes"):
+      records.check_sidecar(other, "abc")
 
 
 def test_codes_and_keep_mask_must_agree():
