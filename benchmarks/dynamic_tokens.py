@@ -106,6 +106,7 @@ def make_side(folder: pathlib.Path, name: str) -> Side:
   prepared = records.Records(folder / "r")
   facts = dict(visual_tokenizer="-", text_tokenizer="-", resize=images.RESIZE_VERSION)
   facts |= dict(image_size=224, patches=PATCHES, num_codes=WORDS.num_codes, dtype="-")
+  facts["numerics"] = records.NUMERICS_VERSION
   writer = records.SidecarWriter(prepared, folder / "codes", facts)
   rng, sidecars = np.random.default_rng(2), []
   for i, keep in enumerate(keep_masks(name == "dynamic")):
