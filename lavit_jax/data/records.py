@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from lavit_jax.data import shards
+from lavit_jax.data import numerics, shards
 from lavit_jax.data.packed import (
   pack_codes,
   pack_ids,
@@ -43,11 +43,8 @@ SIDECAR_FACTS = (
   "patches",  # P
   "num_codes",  # K
   "dtype",  # compute dtype: another one may give other codes
-  "numerics",  # NUMERICS_VERSION
+  "numerics",  # numerics.VERSION
 )
-# Raised whenever the arithmetic before the codes changes, so that a picture may get
-# others. 2: norms, query and value biases, class token and positions in float32.
-NUMERICS_VERSION = 2
 
 
 # Records
@@ -372,13 +369,7 @@ def check_sidecar(manifest: dict, expected_checksum: str) -> None:
       f"expected a sidecar of the visual tokenizer {expected_checksum}, got one of "
       f"{found}; run python -m lavit_jax.tokenize again with this visual tokenizer"
     )
-  numerics = manifest.get("numerics", 1)
-  if numerics != NUMERICS_VERSION:
-    raise ValueError(
-      f"expected a sidecar of numerics version {NUMERICS_VERSION}, got one of"
-      f" {numerics}: this program may give these pictures other codes; empty the codes"
-      " folder and run python -m lavit_jax.tokenize again"
-    )
+  numerics.check(manifest)
 
 
 class Sidecar(shards.Shards):
