@@ -300,6 +300,12 @@ def _rows(source, config, mesh, position) -> pipeline.RowFeed:
     threads=config.data_threads,
   )
   if len(source.targets) > 1:
+    edges = [edge for span in feed.rows_left_out(config).spans for edge in span]
+    if any(edge % size for edge in edges):
+      raise ValueError(
+        f"batches hold one picture size: expected config.data.skip to leave out whole"
+        f" batches of {size} rows, got {config.data.skip!r}; widen it to multiples"
+      )
     if position % size:
       raise ValueError(
         f"batches hold one picture size: the position {position} is no multiple of"

@@ -102,7 +102,9 @@ def begin(
     print(f"resuming {folder} at step {step}")
     if step != newest:
       saved.go_back(step)
-    if changed or step != newest:
+    if changed:
+      (folder / "config.json").write_text(json.dumps(fields, indent=2))
+    if changed or (asked.step is not None and not given):
       _log(folder, {"step": step, "asked": request, "changed": changed})
     if meta["code"] != code_version.code_version():
       print(f"note: that checkpoint was written by other code, {meta['code']}")

@@ -144,6 +144,7 @@ def test_a_longer_schedule_and_another_rate_are_asked_for_by_name(tmp_path):
   steered(tmp_path, asked(None, "num_steps"), num_steps=4)
   steered(tmp_path, asked(None, "num_steps"), num_steps=4)  # the same command resumes
   steered(tmp_path, asked(), num_steps=4)
+  assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 4
   assert changes_of(tmp_path) == [{"step": 2, "changed": {"num_steps": [2, 4]}}]
   for wrong, message in (
     ("seed", "to name fields of num_steps, optimizer., .* got .'seed'.; what else"),
@@ -168,6 +169,8 @@ def test_a_run_goes_back_to_a_step_and_leaves_rows_out(tmp_path):
   assert newest.meta(9)["config"]["data"]["skip"] == "32:36"
   steered(tmp_path, asked(8), "32:36", num_steps=9)
   assert len(changes_of(tmp_path)) == 1
+  steered(tmp_path, asked(9), "32:36", num_steps=9)  # the newest: noted all the same
+  assert changes_of(tmp_path)[1] == {"step": 9, "changed": {}}
 
 
 def test_rows_are_left_out_of_the_stream():
