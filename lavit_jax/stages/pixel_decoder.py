@@ -239,6 +239,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     before_step=lambda state, number: state,
     evaluate=evaluate,
     finish=finish,
+    records=lambda position: feed.record_ids(
+      source, config, position, _order(source, config)
+    ),
   )
 
 
@@ -311,8 +314,16 @@ def _rows(source, config, mesh, position) -> pipeline.RowFeed:
         f"batches hold one picture size: the position {position} is no multiple of"
         f" batch_size {size}; resume with the batch size of before"
       )
-    rows.order = coded.BatchOrder(source.bucket, size, config.data.shuffle_seed)
+    rows.order = _order(source, config)
   return rows
+
+
+def _order(source, config):
+  """The order of the stream; with several picture sizes each batch has one of them."""
+  seed = config.data.shuffle_seed
+  if len(source.targets) > 1:
+    return coded.BatchOrder(source.bucket, config.batch_size, seed)
+  return pipeline.order(source, seed)
 
 
 def _fixed_batches(source, config, mesh):

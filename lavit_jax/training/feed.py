@@ -169,11 +169,19 @@ def rows_left_out(config: ml_collections.ConfigDict) -> skipping.LeftOut:
 
 
 def record_ids(
-  source: Any, config: ml_collections.ConfigDict, position: int
+  source: Any, config: ml_collections.ConfigDict, position: int, order: Any = None
 ) -> Iterator[str]:
-  """Record ids of the batch that begins at a position in rows, read one by one."""
+  """Record ids of the batch that begins at a position in rows, read one by one.
+
+  Args:
+    source: what the feed reads, with `ids`.
+    config: stage config.
+    position: in rows.
+    order: positions in the source by position in the stream; `pipeline.order` if None.
+  """
   left_out = rows_left_out(config)
-  order = skipping.Order(pipeline.order(source, config.data.shuffle_seed), left_out)
+  order = order or pipeline.order(source, config.data.shuffle_seed)
+  order = skipping.Order(order, left_out)
   first = left_out.used(position)
   for row in range(first, first + config.batch_size):
     yield from source.ids(int(order[row]))

@@ -112,6 +112,8 @@ def test_rows_left_out_never_arrive_and_positions_count_them():
   assert taken(some, 16, 2) == found[1:]  # as a resumed run goes on
   named = list(feed.record_ids(Numbers(), some, 16))
   assert named == [str(x) for x in found[1][0]]
+  own = feed.record_ids(Numbers(), config(), 3, range(100, 200))
+  assert list(own) == [str(x) for x in range(103, 111)]
 
 
 def test_moved_data_have_the_same_name_and_changed_ones_another(folder, tmp_path):
