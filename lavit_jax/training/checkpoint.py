@@ -87,6 +87,8 @@ class Checkpoints:
 
   def note(self, step: int, figures: Mapping[str, float]) -> None:
     """Adds figures that became known after the checkpoint of a step was written."""
+    if not self._keep.best:
+      return
     self.wait()  # what runs in the background prunes by the same figures
     self._figures.pop(step, None)
     if jax.process_index() == 0 and step in self.steps():
