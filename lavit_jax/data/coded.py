@@ -86,6 +86,10 @@ class CodedPictures:
   def __len__(self) -> int:
     return len(self.positions)
 
+  def ids(self, index: int) -> list[str]:
+    """Record id of a picture."""
+    return [self.prepared[int(self.positions[index])]["id"]]
+
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     record = self.prepared[int(self.positions[index])]
     stored = self.sidecar[int(self.positions[index])]

@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from lavit_jax.data import shards
+from lavit_jax.data import numerics, shards
 from lavit_jax.data.packed import (
   pack_codes,
   pack_ids,
@@ -43,6 +43,7 @@ SIDECAR_FACTS = (
   "patches",  # P
   "num_codes",  # K
   "dtype",  # compute dtype: another one may give other codes
+  "numerics",  # numerics.VERSION
 )
 
 
@@ -368,6 +369,7 @@ def check_sidecar(manifest: dict, expected_checksum: str) -> None:
       f"expected a sidecar of the visual tokenizer {expected_checksum}, got one of "
       f"{found}; run python -m lavit_jax.tokenize again with this visual tokenizer"
     )
+  numerics.check(manifest)
 
 
 class Sidecar(shards.Shards):
