@@ -137,6 +137,7 @@ def finish(
     "count": len(index["image"]),
     "pictures": int(index["image"].sum()),
     "entries": {task: int(n) for task, n in zip(TASKS, entries)},
+    "pictures_without_text": int((index["entries"].sum(axis=1) == 0).sum()),
     "fingerprint": fingerprint,
     "shards": files,
   }
