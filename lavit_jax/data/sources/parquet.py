@@ -72,9 +72,11 @@ def read(part: cutting.Part, fields: naming.Fields) -> Iterator[Item]:
       yield Item("footer", found, part.size, "surely")
       return
     usual = (*naming.IMAGES, *naming.TEXTS, *naming.IDS, *naming.ANSWERS)
-    wanted = {fields.image, fields.text, *fields.columns, *usual}
+    wanted = {fields.image, fields.text, *usual}
     wanted |= {*naming.ADDRESSES, *naming.MEASURES}
-    columns = [name for name in names if name in wanted]
+    asked = {name.lower() for name in fields.columns}
+    asked |= {name.split(".")[0] for name in asked}
+    columns = [name for name in names if name in wanted or name.lower() in asked]
     load = functools.partial(naming.encoded, root=part.root, below=fields.image_root)
     for group in range(part.start, part.stop):
       yield from _rows(file, group, columns, names, fields, load)

@@ -157,7 +157,9 @@ def named(
     if text in known:
       found.append((known[text].name, path, known[text].bounds))
       continue
-    for name in (*natural[text], *_longer(text)):
+    first, *full = natural[text]
+    beside = os.path.dirname(text) == os.path.dirname(taken.get(first, ""))
+    for name in (first, *(full if beside else ()), *_longer(text, whole)):
       earlier = taken.get(name)
       if earlier is None or earlier in known and not epath.Path(earlier).exists():
         taken[name] = text
@@ -186,16 +188,18 @@ def _natural(paths: Sequence[epath.Path], whole: bool) -> dict[str, tuple[str, .
   shared = os.path.commonpath([os.path.dirname(text) for text in texts])
   found = {}
   for text in texts:
-    name = os.path.relpath(text, shared)
-    stem, suffix = os.path.splitext(name)
-    if suffix in PACKED:
-      stem = os.path.splitext(stem)[0]
-    names = (name,) if whole else (stem, name)
-    found[text] = tuple(bad.printable(one) for one in names)
+    name = bad.printable(os.path.relpath(text, shared))
+    found[text] = (name,) if whole else (_stem(name), name)
   return found
 
 
-def _longer(text: str) -> list[str]:
+def _stem(name: str) -> str:
+  stem, suffix = os.path.splitext(name)
+  return os.path.splitext(stem)[0] if suffix in PACKED else stem
+
+
+def _longer(text: str, whole: bool) -> list[str]:
   """Names with ever more folders before the file's."""
+  text = text if whole else _stem(text)
   steps = [bad.printable(step) for step in text.strip("/").split("/")]
   return ["/".join(steps[-n:]) for n in range(2, len(steps) + 1)]
