@@ -142,8 +142,9 @@ def _decoded(image: Image.Image) -> Image.Image:
 def upright_size(data: bytes) -> tuple[int, int]:
   """Width and height of a picture as `decode_full` returns it, from its header."""
   with _opened(data) as image:
-    width, height = image.size
-    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+    # Pillow turns a TIFF by itself when it loads it, and states the turned size.
+    turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+    return image.size[::-1] if turned else image.size
 
 
 def check(data: bytes, least: int = MIN_EDGE) -> tuple[int, int]:

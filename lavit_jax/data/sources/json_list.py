@@ -45,13 +45,10 @@ def elements(file: BinaryIO, start: int, stop: int) -> Iterator[Item]:
     token = TOKEN.search(buffer, at)
     if token is None or token[0] == b'"':  # no more, or a string that goes on
       more = file.read(CHUNK)
-      if begin < 0 and base + (token.start() if token else len(buffer)) >= stop:
+      if not more or len(buffer) > files.MAX_BYTES:  # there was no closing bracket
+        yield from _short(base + (begin if begin >= 0 else len(buffer)), stop)
         return
-      if not more or len(buffer) > files.MAX_BYTES:
-        whole = depth == 0 and begin < 0 and base + len(buffer) < stop
-        if not whole:
-          place = base + max(begin, 0) if begin >= 0 else base + len(buffer)
-          yield from _short(place, stop)
+      if begin < 0 and base + (token.start() if token else len(buffer)) >= stop:
         return
       first = begin if begin >= 0 else (token.start() if token else len(buffer))
       at = (token.start() if token else len(buffer)) - first
