@@ -162,6 +162,8 @@ class Shards:
     self.folder = epath.Path(folder)
     self.manifest = manifest
     self._ends = list(itertools.accumulate(s["count"] for s in manifest["shards"]))
+    for shard in manifest["shards"]:  # it may have been written again since
+      readers.forget(os.fspath(self.folder / shard["file"]))
     if not self._ends or not self._ends[-1]:
       raise ValueError(f"expected records in {folder}, got an empty set; add sources")
 
