@@ -9,11 +9,14 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 from etils import epath
+
+from lavit_jax.data import readers
 
 MANIFEST = "manifest.json"
 
@@ -128,7 +131,8 @@ def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
       f"expected the schema {schema!r}, got {manifest.get('schema')!r} in {folder}; "
       f"give a folder made by python -m lavit_jax.{verb}"
     )
-  missing = [s["file"] for s in manifest["shards"] if not (folder / s["file"]).exists()]
+  present = {path.name for path in folder.iterdir()}  # one look, not one per shard
+  missing = [s["file"] for s in manifest["shards"] if s["file"] not in present]
   if missing:
     raise ValueError(
       f"expected {len(manifest['shards'])} shards in {folder}, got none at "
@@ -138,25 +142,44 @@ def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
 
 
 class Shards:
-  """Random access to the raw entries of a folder; pickles, and threads may share it."""
+  """Random access to the raw entries of a folder; pickles, and threads may share it.
+
+  Attributes:
+    folder: where the shards lie.
+    manifest: names and counts of the shards, among other facts.
+  """
 
   def __init__(self, folder: epath.PathLike, manifest: dict):
     make_folder(folder)
     self.folder = epath.Path(folder)
     self.manifest = manifest
-    # The slice spares opening every shard at start only to count it.
-    paths = [
-      f"{self.folder / s['file']}[0:{s['count']}]"
-      for s in manifest["shards"]
-      if s["count"]
-    ]
-    if not paths:
+    self._files = [s["file"] for s in manifest["shards"]]
+    counts = [s["count"] for s in manifest["shards"]]
+    self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    if not len(self):
       raise ValueError(f"expected records in {folder}, got an empty set; add sources")
-    self.source = array_record_data_source.ArrayRecordDataSource(paths)
 
   def __len__(self) -> int:
-    return len(self.source)
+    return int(self._starts[-1])
 
   def read(self, index: int) -> dict:
     """Returns the msgpack dict at a position; negative positions are refused."""
-    return msgpack.unpackb(self.source[int(index)], strict_map_key=False)
+    return self.read_all([index])[0]
+
+  def read_all(self, indices: Sequence[int]) -> list[dict]:
+    """Returns the msgpack dicts at positions, those of one shard in one reading."""
+    indices = np.asarray(indices, np.int64)
+    if len(wrong := indices[(indices < 0) | (indices >= len(self))]):
+      raise ValueError(
+        f"expected positions from 0 to {len(self) - 1} in {self.folder}, got"
+        f" {wrong[0]}; ask for one of these"
+      )
+    shard = np.searchsorted(self._starts, indices, side="right") - 1
+    found = [b""] * len(indices)
+    for number in np.unique(shard):
+      (places,) = np.nonzero(shard == number)
+      reader = readers.reader(os.fspath(self.folder / self._files[number]))
+      own = (indices[places] - self._starts[number]).tolist()
+      for place, entry in zip(places, reader.read(own)):
+        found[place] = entry
+    return [msgpack.unpackb(entry, strict_map_key=False) for entry in found]
