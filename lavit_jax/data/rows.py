@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lavit_jax.core import vocabulary as vocabularies
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import documents as planned
 from lavit_jax.data import images, pack_plan, pipeline, records
 
@@ -44,7 +44,7 @@ class Document:
 
 
 def spell(
-  document: Document, vocabulary: vocabularies.Vocabulary
+  document: Document, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Writes a whole document as tokens.
 
@@ -65,7 +65,7 @@ def spell(
     roles.append(np.full(len(ids), role, np.uint8))
 
   if document.kind == planned.TEXT:
-    for ids in ([vocabularies.BEGIN], document.turns[0][1], [vocabularies.END]):
+    for ids in ([vocabulary.begin], document.turns[0][1], [vocabulary.end]):
       add(ids, TEXT)
   elif document.kind == planned.IMAGE_TEXT:
     for ids in picture:
@@ -73,7 +73,7 @@ def spell(
     for prompt, text in document.turns:
       add(prompt, NO_TARGET)
       add(text, TEXT_AFTER_IMAGE)
-      add([vocabularies.END], TEXT_AFTER_IMAGE)
+      add([vocabulary.end], TEXT_AFTER_IMAGE)
   else:
     if document.kind == planned.TEXT_IMAGE:
       add(document.turns[0][1], TEXT)
@@ -93,7 +93,7 @@ def interleave(
   images_per_row: int,
   image_size: int,
   patches: int,
-  vocabulary: vocabularies.Vocabulary,
+  vocabulary: Vocabulary,
 ) -> dict[str, np.ndarray]:
   """Lays documents side by side in one row.
 
@@ -179,7 +179,7 @@ class Rows:
     row_length: int,
     images_per_row: int,
     image_size: int,
-    vocabulary: vocabularies.Vocabulary,
+    vocabulary: Vocabulary,
   ):
     """Joins plan, pictures and codes, which must belong together.
 
