@@ -4,7 +4,6 @@ For every prepared shard there is a sidecar shard in the same order. Missing sha
 dealt to the hosts, each on a mesh of its own devices."""
 
 import collections
-import functools
 import itertools
 import os
 import sys
@@ -17,7 +16,15 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from lavit_jax.core import sharding
-from lavit_jax.data import images, loading, records, shards, text, token_figures
+from lavit_jax.data import (
+  images,
+  loading,
+  records,
+  remembered,
+  shards,
+  text,
+  token_figures,
+)
 from lavit_jax.inference import tokenizing
 
 REPORT = "report.json"
@@ -59,7 +66,7 @@ def run(
   facts = _facts(model, coder, text_tokenizer, dtype)
   writer = records.SidecarWriter(prepared, f"{data}/codes", facts)
   mine = _share(writer)
-  spell = functools.lru_cache(maxsize=2**16)(text_tokenizer.encode)  # prompts repeat
+  spell = remembered.Remembered(text_tokenizer.encode)  # prompts repeat
   size, threads = coder.tower.image_size, threads or os.cpu_count() or 1
   coming = loading.batches(prepared, mine, batch_size, size, spell, threads)
   counts = [shard["count"] for shard in prepared.manifest["shards"]]
