@@ -34,6 +34,7 @@ from lavit_jax.data import (
   dry_run,
   inspection,
   on_beam,
+  own_words,
   workers,
 )
 from lavit_jax.data.sources import fields as naming
@@ -58,6 +59,9 @@ BEAM = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Only show a sample and the counts.")
 INSPECT = flags.DEFINE_boolean(
   "inspect", False, "Only write TARGET/inspect.html about what stands in TARGET."
+)
+TRAIN_TEXT_TOKENIZER = flags.DEFINE_integer(
+  "train_text_tokenizer", 0, "Ids of a text tokenizer trained on the texts; 0: none."
 )
 TRAIN = flags.DEFINE_integer("train", 24_000, "Toy: training records.")
 TEST = flags.DEFINE_integer(
@@ -130,6 +134,9 @@ def _prepare() -> None:
     f" {len(manifest['shards'])} shards"
   )
   print(conversion.summary(TARGET.value))
+  if TRAIN_TEXT_TOKENIZER.value:
+    words = own_words.train(TARGET.value, TRAIN_TEXT_TOKENIZER.value)
+    print(f"{TARGET.value}/{own_words.FOLDER}: {words.text_size} ids")
 
 
 def main(argv: list[str]) -> None:
