@@ -1,4 +1,4 @@
-"""A text tokenizer trained on the texts of a prepared folder, for those who have none."""
+"""A text tokenizer trained on the texts of a prepared folder."""
 
 import os
 import pathlib

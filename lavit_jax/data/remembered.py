@@ -1,4 +1,4 @@
-"""Encodings of texts that repeat, such as prompts, kept in a bounded number of bytes."""
+"""Encodings of texts that repeat, such as prompts, in a bounded number of bytes."""
 
 import collections
 import sys

@@ -287,22 +287,23 @@ def _rows(source, config, mesh, position) -> pipeline.RowFeed:
   """The host's rows; with several picture sizes, each batch has one of them."""
   size = config.batch_size
   local = feed.local_rows(mesh, size)
-  rows = pipeline.RowFeed(
-    source,
-    size,
-    config.data.shuffle_seed,
-    local,
-    position,
-    threads=config.data_threads,
-  )
+  places = None
   if len(source.targets) > 1:
     if position % size:
       raise ValueError(
         f"batches hold one picture size: the position {position} is no multiple of"
         f" batch_size {size}; resume with the batch size of before"
       )
-    rows.order = coded.BatchOrder(source.bucket, size, config.data.shuffle_seed)
-  return rows
+    places = coded.BatchOrder(source.bucket, size, config.data.shuffle_seed)
+  return pipeline.RowFeed(
+    source,
+    size,
+    config.data.shuffle_seed,
+    local,
+    position,
+    threads=config.data_threads,
+    places=places,
+  )
 
 
 def _fixed_batches(source, config, mesh):

@@ -1,7 +1,5 @@
 """From the host's feed to device arrays: each host loads the rows its devices hold."""
 
-import collections
-import concurrent.futures
 import contextlib
 import functools
 import itertools
@@ -9,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import grain
 import jax
 import ml_collections
 import numpy as np
@@ -65,8 +64,8 @@ def own_rows(mesh: Mesh, batch_size: int) -> set[int]:
 class DeviceFeed:
   """Shuffled batches without end, on the devices: yields (batch, position after it).
 
-  One thread stacks and places batches ahead of their use, others read the rows: the
-  training thread only takes what is ready, or waits.
+  The host's Grain pipeline goes on to the devices: one thread stacks and places batches
+  ahead of their use, others read the rows; the training thread takes what is ready.
   """
 
   def __init__(self, host: pipeline.RowFeed, mesh: Mesh, ahead: int = 2):
@@ -77,33 +76,31 @@ class DeviceFeed:
       mesh: the mesh.
       ahead: batches held on the devices beside the one in use.
     """
-    self._host, self._mesh, self._ahead = host, mesh, ahead
-    self._own = own_rows(mesh, host.batch_size)
-    self._loader = concurrent.futures.ThreadPoolExecutor(1)
-    self._loading, self._told = collections.deque(), set()
-    self._waited, self._replaced, self._batches = 0.0, 0, 0
+    self._host, self._mesh = host, mesh
+    self._own, self._told = own_rows(mesh, host.batch_size), set()
+    self._waited, self._batches = 0.0, 0
+    placed = grain.experimental.ThreadPrefetchIterDataset(
+      host.batches.map(self._place), prefetch_buffer_size=ahead
+    )
+    self._iterator = iter(placed)
 
-  def _load(self) -> tuple[Batch, int, int]:
-    """Takes a batch of the host: batch, position, replacements so far in own rows."""
-    host = self._host
-    batch, position = next(host)
-    for reason in host.bad.keys() - self._told:
-      self._told.add(reason)
-      logging.warning("replaced, %d by now: %s", host.bad.total(), reason)
-    replaced = sum(n for row, n in host.bad_rows.items() if row in self._own)
-    placed = place(batch, list(host.local_rows), host.batch_size, self._mesh)
-    return placed, position, replaced
+  def _place(self, element):
+    batch, reasons = element
+    rows, size = list(self._host.local_rows), self._host.batch_size
+    return place(batch, rows, size, self._mesh), reasons
 
   def __iter__(self) -> Iterator[tuple[Batch, int]]:
     return self
 
   def __next__(self) -> tuple[Batch, int]:
     started = time.monotonic()
-    while len(self._loading) <= self._ahead:
-      self._loading.append(self._loader.submit(self._load))
-    batch, position, self._replaced = self._loading.popleft().result()
+    batch, reasons = next(self._iterator)
     self._waited += time.monotonic() - started
     self._batches += 1
+    position, bad = self._host.given(reasons), self._host.bad
+    for reason in bad.keys() - self._told:
+      self._told.add(reason)
+      logging.warning("replaced, %d by now: %s", bad.total(), reason)
     return batch, position
 
   def figures(self) -> dict[str, float]:
@@ -114,7 +111,8 @@ class DeviceFeed:
       of all hosts; documents and rows replaced because they were bad, since the feed
       started, on all hosts.
     """
-    found = np.array([self._waited / max(self._batches, 1), self._replaced])
+    replaced = sum(n for row, n in self._host.bad_rows.items() if row in self._own)
+    found = np.array([self._waited / max(self._batches, 1), replaced])
     self._waited, self._batches = 0.0, 0
     if jax.process_count() > 1:
       found = multihost_utils.process_allgather(found)
@@ -123,7 +121,7 @@ class DeviceFeed:
 
   def close(self) -> None:
     """Stops reading ahead."""
-    self._loader.shutdown(cancel_futures=True)
+    self._iterator.close()
     self._host.close()
 
 
