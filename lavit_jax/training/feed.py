@@ -194,10 +194,10 @@ def packed_rows(
   num_rows: int,
   prompt_drop: float,
 ) -> rows.Rows:
-  """Plans the rows of a prepared and tokenized folder.
+  """Plans the rows of a prepared and tokenized folder, or of several.
 
   Args:
-    folder: prepared shards, with the sidecar below `codes`.
+    folder: prepared shards, with the sidecar below `codes`; see `data.corpora`.
     config: stage config; `data` gives row length, image slots, mixture and drop.
     words: the joint vocabulary.
     tokenizer: the text tokenizer that the sidecar must have used.
@@ -209,10 +209,11 @@ def packed_rows(
   Returns:
     The rows, by position.
   """
-  prepared, sidecar = planned_rows.open_coded(folder, checksum, tokenizer.checksum)
   data = config.data
-  settings = dict(
-    weights=dict(data.mixture),
+  prepared, sidecar, settings = planned_rows.open_all(
+    folder, dict(data.mixture), checksum, tokenizer.checksum
+  )
+  settings |= dict(
     seed=config.seed,
     rows=num_rows,
     row_length=data.row_length,
