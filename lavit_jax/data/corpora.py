@@ -135,6 +135,15 @@ class Chain:
     number = bisect.bisect_right(self.starts, index) - 1
     return self.parts[number][int(index) - self.starts[number]]
 
+  def spread(self, indices: np.ndarray) -> list[tuple[Any, np.ndarray]]:
+    """What to read for rising i64 positions: folders and positions in them."""
+    cuts = np.searchsorted(indices, self.starts[1:])
+    return [
+      (part, own - start)
+      for part, own, start in zip(self.parts, np.split(indices, cuts), self.starts)
+      if len(own)
+    ]
+
 
 def chain(parts: Sequence[Any]) -> Any:
   """One folder as it is, several as a `Chain`."""

@@ -5,9 +5,12 @@ was used longest ago is let go; it closes its file when the last thread has read
 """
 
 import collections
+import concurrent.futures
+import functools
 import os
 import resource
 import threading
+from collections.abc import Sequence
 
 from array_record.python import array_record_module
 
@@ -15,6 +18,7 @@ SHARE = 4  # of the files that the process may open, one in so many
 MOST = 512
 OPTIONS = "readahead_buffer_size:0"  # entries are read one by one
 BUFFER = 32768  # bytes
+WAITING = 256  # readings that wait for a slow disk or a mounted bucket at a time
 
 _open: collections.OrderedDict = collections.OrderedDict()
 _lock = threading.Lock()
@@ -47,3 +51,24 @@ def reader(path: str) -> array_record_module.ArrayRecordReader:
     while len(_open) > bound():
       _open.popitem(last=False)
   return opened
+
+
+@functools.cache
+def _pool(process: int) -> concurrent.futures.ThreadPoolExecutor:
+  del process  # a forked process has none of its parent's threads
+  return concurrent.futures.ThreadPoolExecutor(WAITING, "shards")
+
+
+def read(asked: Sequence[tuple[str, list[int]]]) -> list[list[bytes]]:
+  """Reads entries of several shards at once: all together wait about as long as one.
+
+  Args:
+    asked: files, and positions in each.
+
+  Returns:
+    Entries of each, in order.
+  """
+  one = lambda pair: reader(pair[0]).read(pair[1])
+  if len(asked) == 1:
+    return [one(asked[0])]
+  return list(_pool(os.getpid()).map(one, asked))

@@ -173,9 +173,6 @@ class Records(shards.Shards):
     index = shards.read_arrays(self.folder / INDEX)
     self.image, self.entries = index["image"], index["entries"]
 
-  def __getitem__(self, index: int) -> dict:
-    return self.read(index)
-
   def shard(self, number: int) -> Iterator[dict]:
     """Yields the records of one shard, in order."""
     counts = [s["count"] for s in self.manifest["shards"]]
@@ -385,8 +382,8 @@ class Sidecar(shards.Shards):
     super().__init__(folder, shards.read_manifest(folder, SIDECAR_SCHEMA, "tokenize"))
     self.lengths = Lengths(**shards.read_arrays(self.folder / "lengths.npz"))
 
-  def __getitem__(self, index: int) -> dict:
-    item = self.read(index)
+  def unpacked(self, item: dict) -> dict:
+    """Arrays in place of bytes."""
     item["codes"] = unpack_codes(item["codes"])
     item["keep"] = unpack_keep(item["keep"], self.manifest["patches"])
     for entry in item["texts"]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import documents as planned
-from lavit_jax.data import images, pack_plan, pipeline, records
+from lavit_jax.data import images, pack_plan, pipeline, records, shards
 
 # What tokens[t + 1] is, for the losses by kind.
 NO_TARGET, TEXT, CODE_AFTER_TEXT, CODE_OF_INPUT, TEXT_AFTER_IMAGE = range(5)
@@ -213,25 +213,36 @@ class Rows:
   def __len__(self) -> int:
     return len(self.plan)
 
-  def document(self, item: np.void) -> Document:
-    """Reads one planned document."""
-    side = self.sidecar[item["record"]]
+  def _held(self, documents: np.ndarray) -> tuple[dict[int, dict], dict[int, dict]]:
+    """Sidecars and records of documents, by record: all of them are read at once."""
+    own = np.unique(documents["record"]).tolist()
+    shown = np.unique(documents["record"][documents["kind"] == planned.IMAGE_TEXT])
+    wanted = [(self.sidecar, own), (self.records, shown)]
+    sides, pictures = shards.read_together(wanted)
+    return dict(zip(own, sides)), dict(zip(shown.tolist(), pictures))
+
+  def document(self, item: np.void, held=None) -> Document:
+    """Makes one planned document of what is `_held`, or reads it first."""
+    sides, pictures = held or self._held(np.array([item]))
+    side = sides[int(item["record"])]
     kind, image = int(item["kind"]), None
     if kind == planned.IMAGE_TEXT:
       try:
-        image = images.decode(self.records[item["record"]]["image"], self.image_size)
+        encoded = pictures[int(item["record"])]["image"]
+        image = images.decode(encoded, self.image_size)
       except ValueError as error:
         raise ValueError(f"record {side['id']}: {error}") from error
     turns = side["texts"][item["text"]]["turns"]
     keep, length = side["keep"], int(item["length"])
     return Document(kind, turns, side["codes"], keep, image, int(item["start"]), length)
 
-  def _good(self, at: int) -> tuple[Document | None, list[str]]:
-    """Reads document `at` of the plan, or in its place the next one alike."""
+  def _good(self, at: int, held) -> tuple[Document | None, list[str]]:
+    """Makes document `at` of the plan, or in its place the next one alike."""
     reasons = []
     for candidate in alike(self.plan.documents, at):
+      own = held if candidate == at else None
       try:
-        return self.document(self.plan.documents[candidate]), reasons
+        return self.document(self.plan.documents[candidate], own), reasons
       except ValueError as error:
         reasons.append(str(error))
       if len(reasons) == pipeline.MAX_BAD:
@@ -248,8 +259,9 @@ class Rows:
     the place stay empty. Returns the row and the reasons of the replacements.
     """
     found, reasons = [], []
+    held = self._held(self.plan.row(index))
     for at in range(*self.plan.row_offsets[index : index + 2].tolist()):
-      document, bad = self._good(at)
+      document, bad = self._good(at, held)
       found += [document] if document else []
       reasons += bad
     row = interleave(

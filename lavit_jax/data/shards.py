@@ -6,10 +6,12 @@ written last: without it the folder is unfinished.
 
 import errno
 import io
+import itertools
 import json
 import os
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -162,24 +164,55 @@ class Shards:
   def __len__(self) -> int:
     return int(self._starts[-1])
 
-  def read(self, index: int) -> dict:
-    """Returns the msgpack dict at a position; negative positions are refused."""
-    return self.read_all([index])[0]
+  def __getitem__(self, index: int) -> dict:
+    return read_together([(self, [index])])[0][0]
 
-  def read_all(self, indices: Sequence[int]) -> list[dict]:
-    """Returns the msgpack dicts at positions, those of one shard in one reading."""
-    indices = np.asarray(indices, np.int64)
+  def spread(self, indices: np.ndarray) -> list[tuple["Shards", np.ndarray]]:
+    """What to read for i64 positions: folders and positions in them, in order."""
+    return [(self, indices)]
+
+  def unpacked(self, entry: dict) -> dict:
+    """An entry as it is given out."""
+    return entry
+
+  def asked(
+    self, indices: np.ndarray
+  ) -> tuple[list[tuple[str, list[int]]], np.ndarray]:
+    """Files and positions in them, and the place of each among i64 `indices`."""
     if len(wrong := indices[(indices < 0) | (indices >= len(self))]):
       raise ValueError(
         f"expected positions from 0 to {len(self) - 1} in {self.folder}, got"
         f" {wrong[0]}; ask for one of these"
       )
     shard = np.searchsorted(self._starts, indices, side="right") - 1
-    found = [b""] * len(indices)
-    for number in np.unique(shard):
-      (places,) = np.nonzero(shard == number)
-      reader = readers.reader(os.fspath(self.folder / self._files[number]))
-      own = (indices[places] - self._starts[number]).tolist()
-      for place, entry in zip(places, reader.read(own)):
-        found[place] = entry
-    return [msgpack.unpackb(entry, strict_map_key=False) for entry in found]
+    order = np.argsort(shard, kind="stable")
+    numbers, first = np.unique(shard[order], return_index=True)
+    groups = np.split(order, first[1:]) if len(order) else []
+    files = [os.fspath(self.folder / self._files[number]) for number in numbers]
+    own = indices - self._starts[shard]
+    return [(file, own[g].tolist()) for file, g in zip(files, groups)], order
+
+
+def read_together(wanted: Sequence[tuple[Any, Sequence[int]]]) -> list[list[dict]]:
+  """Reads entries of several folders at once: on a slow disk they wait together.
+
+  Args:
+    wanted: `Shards`, or `corpora.Chain`, and positions in it.
+
+  Returns:
+    The entries of each, in the order of their positions.
+  """
+  pieces, asked = [], []
+  for number, (source, indices) in enumerate(wanted):
+    for folder, own in source.spread(np.asarray(indices, np.int64)):
+      files, order = folder.asked(own)
+      pieces.append((number, folder, len(files), order))
+      asked += files
+  read = iter(readers.read(asked) if asked else ())
+  found: list[list[dict]] = [[] for _ in wanted]
+  for number, folder, files, order in pieces:
+    entries = itertools.chain(*itertools.islice(read, files))
+    placed = sorted(zip(order.tolist(), entries), key=lambda pair: pair[0])
+    unpacked = (msgpack.unpackb(entry, strict_map_key=False) for _, entry in placed)
+    found[number] += [folder.unpacked(entry) for entry in unpacked]
+  return found

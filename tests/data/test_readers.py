@@ -20,7 +20,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]),) * 2)
 from lavit_jax.data import readers, shards
 folder = shards.Shards(sys.argv[1], shards.read_json(sys.argv[1] + "/manifest.json"))
 with concurrent.futures.ThreadPoolExecutor(8) as pool:
-  found = list(pool.map(lambda i: folder.read(i)["n"], range(len(folder))))
+  found = list(pool.map(lambda i: folder[i]["n"], range(len(folder))))
 assert found == [0, 1] * (len(folder) // 2), found[:8]
 print(len(os.listdir("/proc/self/fd")), readers.bound())
 """
@@ -54,8 +54,10 @@ def test_positions_in_any_order_and_a_pickled_folder(tmp_path):
   folder = shards.Shards(tmp_path, fill(tmp_path, 7))
   order = np.random.default_rng(0).permutation(len(folder))
   for some in (folder, pickle.loads(pickle.dumps(folder))):
-    assert [one["n"] for one in some.read_all(order)] == (order % EACH).tolist()
-  assert folder.read_all([]) == []
+    assert [one["n"] for one in shards.read_together([(some, order)])[0]] == (
+      order % EACH
+    ).tolist()
+  assert shards.read_together([(folder, []), (folder, [1])]) == [[], [{"n": 1}]]
   for wrong in (-1, len(folder)):
     with pytest.raises(ValueError, match="expected positions from 0 to 13"):
-      folder.read(wrong)
+      folder[wrong]
