@@ -9,7 +9,7 @@ from PIL import Image
 from lavit_jax.data import bad, images
 
 GOLDEN = pathlib.Path(
-  os.environ.get("LAVIT_GOLDEN", pathlib.Path(__file__).parent / "golden")
+  os.environ.get("LAVIT_GOLDEN", pathlib.Path(__file__).parents[1] / "golden")
 )
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)

@@ -321,9 +321,9 @@ def test_the_toy_study_asks_as_a_user_does(monkeypatch):
     def answer(self, images, questions):
       return ["six"] * len(questions)
 
-  question = study.toy_language.Question(0, "count", "how many?", "six")
+  question = study.language_figures.Question(0, "count", "how many?", "six")
   monkeypatch.setattr(
-    study.toy_language, "questions_of", lambda records, most: [question]
+    study.language_figures, "questions_of", lambda records, most: [question]
   )
   objects = [dict(color="red", shape="ring", row=0, col=0)]
   truth = types.SimpleNamespace(

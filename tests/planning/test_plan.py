@@ -9,7 +9,6 @@ import jax
 import pytest
 
 from configs import contrastive, pixel_decoder, pretrain, visual_tokenizer
-from lavit_jax import plan
 from lavit_jax.core import sharding, traced_flops
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import ahead
@@ -172,7 +171,7 @@ def figures() -> dict:
   program = program_of("pretrain", "fsdp")
   memory = compiling.Memory(10**9, 0, 10**9, 2 * 10**9, 10**7)
   groups = pod_plan.argument_groups(program)
-  times = plan.roofline.Roofline(0.5, 1.0, 0.25, 0.5, 0.1)
+  times = pod_plan.roofline.Roofline(0.5, 1.0, 0.25, 0.5, 0.1)
   made = {
     "program": "pretrain", "topology": str(pod), "chips": 8, "slices": 1,
     "mesh": dict(program.mesh.shape), "examples": 16, "accumulate": 2, "fits": True,

@@ -12,7 +12,7 @@ import feed_process
 import pytest
 import toy_shards
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).parents[1]
 MANY = {"fsdp": -1}
 WIDE = {"fsdp": 1, "tensor": 8}  # every device, so every process, holds every row
 BAD = 4  # this record's picture is cut short

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lavit_jax import evaluate_model
 from lavit_jax.evaluate import (
   annotations,
   benchmark,
@@ -142,13 +141,13 @@ def test_the_figure_stands_beside_how_it_came_about(tmp_path):
 def test_hosts_together_equal_one(tmp_path, monkeypatch):
   one = benchmark.run(*evaluation(tmp_path), str(tmp_path / "one"))
   together = str(tmp_path / "two")
-  monkeypatch.setattr(evaluate_model.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(benchmark.jax, "process_count", lambda: 2)
   monkeypatch.setattr(
-    evaluate_model.multihost_utils, "sync_global_devices", lambda name: None
+    benchmark.multihost_utils, "sync_global_devices", lambda name: None
   )
   shares = []
   for index in (1, 0):  # the first host merges, after the barrier
-    monkeypatch.setattr(evaluate_model.jax, "process_index", lambda i=index: i)
+    monkeypatch.setattr(benchmark.jax, "process_index", lambda i=index: i)
     calls = []
     two = benchmark.run(*evaluation(tmp_path, calls), together)
     shares.append(calls)

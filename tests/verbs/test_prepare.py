@@ -90,7 +90,7 @@ def test_two_runs_do_not_share_a_folder(tars, tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_run_lets_go_of_its_folder(tmp_path, monkeypatch, processes):
-  monkeypatch.setattr(prepared, "ENOUGH", 2)
+  monkeypatch.setattr(prepare, "ENOUGH", 2)
   web_data.tar(tmp_path / "in" / "0.tar", [("a.jpg", b"x"), ("b.txt", b"x")])
   web_data.tar(tmp_path / "in" / "1.tar", web_data.pair(1))
   jobs = jobs_of(tmp_path / "in", tmp_path / "out")
@@ -126,7 +126,7 @@ def test_too_many_bad_records_stop_the_run_and_a_higher_limit_goes_on(tmp_path):
 
 
 def test_many_bad_records_stop_a_run_before_its_end(tars, tmp_path, monkeypatch):
-  monkeypatch.setattr(prepared, "ENOUGH", 2)
+  monkeypatch.setattr(prepare, "ENOUGH", 2)
   web_data.tar(tmp_path / "in" / "0.tar", [("a.jpg", b"x"), ("b.txt", b"x")])
   web_data.tar(tmp_path / "in" / "1.tar", web_data.pair(1))
   jobs = jobs_of(tmp_path / "in", tmp_path / "out")

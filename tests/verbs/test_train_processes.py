@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_feed_processes import free_port
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).parents[1]
 QUICK = dict(eval_every=0, checkpoint_every=0)
 
 

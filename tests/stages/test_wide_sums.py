@@ -13,6 +13,7 @@ import toy_run
 
 from configs import contrastive as contrastive_config
 from lavit_jax.layers import conv, linear
+from lavit_jax.models import lavit
 from lavit_jax.models import visual_tokenizer as tokenizer_model
 from lavit_jax.stages import contrastive, pixel_decoder, pretrain, reconstruction
 from lavit_jax.training import train_state
@@ -87,7 +88,7 @@ def language_gradient():
   model = toy_run.language_model(toy_run.language_config(dtype=HALF))
   tower = toy_run.tower().clone(dtype=HALF)
   step = pretrain.make_step(model, tower, toy_run.recorder(), toy_run.WORDS, 2, 2)
-  init = pretrain.init_function(model, toy_run.PATCHES)
+  init = lavit.init_function(model, toy_run.PATCHES)
   return step, init, toy_run.frozen(), toy_run.packed_batch(8), None
 
 
