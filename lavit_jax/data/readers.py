@@ -1,7 +1,7 @@
-"""Open shards of the whole process: a bounded number, whatever the number of shards.
+"""Open array_record files: as many as the system's limit allows, whatever there are.
 
-Every folder of this process takes its readers here. Beyond the bound the reader that
-was used longest ago is let go; it closes its file when the last thread has read.
+All folders of a process share them. The one not used for longest is closed first; a
+thread that still reads from it keeps it open until it is done.
 """
 
 import collections
@@ -14,43 +14,50 @@ from collections.abc import Sequence
 
 from array_record.python import array_record_module
 
-SHARE = 4  # of the files that the process may open, one in so many
-MOST = 512
-OPTIONS = "readahead_buffer_size:0"  # entries are read one by one
-BUFFER = 32768  # bytes
+MOST = 4096
+OPTIONS = "readahead_buffer_size:0"  # entries are read one by one, at random
 WAITING = 256  # readings that wait for a slow disk or a mounted bucket at a time
-
-_open: collections.OrderedDict = collections.OrderedDict()
 _lock = threading.Lock()
+_open: collections.OrderedDict = collections.OrderedDict()
 
 
-def bound() -> int:
-  """Number of shards that may be open at a time."""
-  allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-  if allowed == resource.RLIM_INFINITY:
-    return MOST
-  return max(1, min(MOST, allowed // SHARE))
+def limit() -> int:
+  """Files that may stay open: half of what the process may have, raised if it can be.
+
+  The other half is for everything else that a process opens.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 2 * MOST if hard == resource.RLIM_INFINITY else min(2 * MOST, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft = wanted
+  return MOST if soft == resource.RLIM_INFINITY else max(8, min(MOST, soft // 2))
+
+
+_limit = limit()
 
 
 def reader(path: str) -> array_record_module.ArrayRecordReader:
-  """The reader of a shard, opened if it is not; threads may share it.
-
-  Args:
-    path: an array_record file.
-  """
+  """The reader of a file, opened if it is not; threads may share it."""
   key = (os.getpid(), path)  # a forked process opens its own
   with _lock:
     if key in _open:
       _open.move_to_end(key)
       return _open[key]
   opened = array_record_module.ArrayRecordReader(
-    path, options=OPTIONS, file_reader_buffer_size=BUFFER
+    path, OPTIONS, file_reader_buffer_size=32768
   )
   with _lock:
     opened = _open.setdefault(key, opened)
-    while len(_open) > bound():
+    while len(_open) > _limit:
       _open.popitem(last=False)
   return opened
+
+
+def forget(path: str) -> None:
+  """Closes a file that has been written again, or that failed."""
+  with _lock:
+    _open.pop((os.getpid(), path), None)
 
 
 @functools.cache
@@ -60,7 +67,7 @@ def _pool(process: int) -> concurrent.futures.ThreadPoolExecutor:
 
 
 def read(asked: Sequence[tuple[str, list[int]]]) -> list[list[bytes]]:
-  """Reads entries of several shards at once: all together wait about as long as one.
+  """Reads entries of several files at once: all together wait about as long as one.
 
   Args:
     asked: files, and positions in each.

@@ -259,7 +259,10 @@ class Rows:
     the place stay empty. Returns the row and the reasons of the replacements.
     """
     found, reasons = [], []
-    held = self._held(self.plan.row(index))
+    try:
+      held = self._held(self.plan.row(index))
+    except ValueError:  # a damaged shard: each document is read alone, and may be bad
+      held = None
     for at in range(*self.plan.row_offsets[index : index + 2].tolist()):
       document, bad = self._good(at, held)
       found += [document] if document else []

@@ -5,6 +5,7 @@ written last: without it the folder is unfinished.
 """
 
 import errno
+import functools
 import io
 import itertools
 import json
@@ -18,7 +19,7 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
-from lavit_jax.data import readers
+from lavit_jax.data import bad, readers
 
 MANIFEST = "manifest.json"
 
@@ -109,6 +110,12 @@ def open_writer(path: epath.PathLike) -> array_record_module.ArrayRecordWriter:
   return array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
 
 
+def entry(path: epath.PathLike, count: int) -> dict:
+  """What a manifest holds of a finished shard."""
+  path = epath.Path(path)
+  return {"file": path.name, "count": count, "bytes": path.stat().length}
+
+
 def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
   """Reads and checks the manifest of a finished folder of shards.
 
@@ -140,6 +147,13 @@ def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
       f"expected {len(manifest['shards'])} shards in {folder}, got none at "
       f"{', '.join(missing[:3])}; copy the folder again or run {verb} again"
     )
+  for entry in manifest["shards"]:
+    size = (folder / entry["file"]).stat().length
+    if size != entry.get("bytes", size):
+      raise ValueError(
+        f"expected {entry['bytes']} bytes in {folder / entry['file']}, got {size}: a"
+        f" damaged shard; copy it again, or run the same {verb} again, which repairs it"
+      )
   return manifest
 
 
@@ -166,6 +180,11 @@ class Shards:
 
   def __getitem__(self, index: int) -> dict:
     return read_together([(self, [index])])[0][0]
+
+  def place(self, index: int) -> tuple[str, int]:
+    """Shard file and position in it of an entry."""
+    number = int(np.searchsorted(self._starts, index, side="right")) - 1
+    return self._files[number], int(index - self._starts[number])
 
   def spread(self, indices: np.ndarray) -> list[tuple["Shards", np.ndarray]]:
     """What to read for i64 positions: folders and positions in them, in order."""
@@ -201,6 +220,9 @@ def read_together(wanted: Sequence[tuple[Any, Sequence[int]]]) -> list[list[dict
 
   Returns:
     The entries of each, in the order of their positions.
+
+  Raises:
+    BadRecord: a shard is damaged at one of them.
   """
   pieces, asked = [], []
   for number, (source, indices) in enumerate(wanted):
@@ -208,11 +230,23 @@ def read_together(wanted: Sequence[tuple[Any, Sequence[int]]]) -> list[list[dict
       files, order = folder.asked(own)
       pieces.append((number, folder, len(files), order))
       asked += files
-  read = iter(readers.read(asked) if asked else ())
+  try:
+    read = iter(_unpacked(asked) if asked else ())
+  except Exception as error:  # array_record and msgpack raise many types
+    for path, _ in asked:
+      readers.forget(path)
+    path, positions = asked[0]
+    several = "" if len(asked) == len(positions) == 1 else " or of those read with it"
+    detail = f"entry {positions[0]} of {path}{several}: {str(error)[:100]}"
+    raise bad.BadRecord("a damaged shard", detail) from error
   found: list[list[dict]] = [[] for _ in wanted]
   for number, folder, files, order in pieces:
     entries = itertools.chain(*itertools.islice(read, files))
     placed = sorted(zip(order.tolist(), entries), key=lambda pair: pair[0])
-    unpacked = (msgpack.unpackb(entry, strict_map_key=False) for _, entry in placed)
-    found[number] += [folder.unpacked(entry) for entry in unpacked]
+    found[number] += [folder.unpacked(entry) for _, entry in placed]
   return found
+
+
+def _unpacked(asked: Sequence[tuple[str, list[int]]]) -> list[list[dict]]:
+  unpack = functools.partial(msgpack.unpackb, strict_map_key=False)
+  return [[unpack(entry) for entry in entries] for entries in readers.read(asked)]

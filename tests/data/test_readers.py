@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from lavit_jax.data import readers, shards
+from lavit_jax.data import shards
 
 SHARDS, EACH, LIMIT = 5000, 2, 256
 
@@ -22,7 +22,7 @@ folder = shards.Shards(sys.argv[1], shards.read_json(sys.argv[1] + "/manifest.js
 with concurrent.futures.ThreadPoolExecutor(8) as pool:
   found = list(pool.map(lambda i: folder[i]["n"], range(len(folder))))
 assert found == [0, 1] * (len(folder) // 2), found[:8]
-print(len(os.listdir("/proc/self/fd")), readers.bound())
+print(len(os.listdir("/proc/self/fd")), readers._limit)
 """
 
 
@@ -47,7 +47,7 @@ def test_five_thousand_shards_where_256_files_may_be_open(tmp_path):
   done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
   assert done.returncode == 0, done.stderr[-2000:]
   files, bound = map(int, done.stdout.split())
-  assert bound == LIMIT // readers.SHARE and files < bound + 32
+  assert bound == LIMIT // 2 and files < bound + 32
 
 
 def test_positions_in_any_order_and_a_pickled_folder(tmp_path):
