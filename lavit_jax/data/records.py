@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from lavit_jax.data import record_index, shards
+from lavit_jax.data import record_index, shards, standing_for
 from lavit_jax.data.packed import (
   pack_codes,
   pack_ids,
@@ -157,6 +157,7 @@ class Records(shards.Shards):
   """
 
   def __init__(self, folder: epath.PathLike):
+    folder = standing_for.records_of(folder)
     super().__init__(folder, shards.read_manifest(folder, RECORD_SCHEMA, "prepare"))
     index = shards.read_arrays(self.folder / INDEX)
     self.image, self.entries = index["image"], index["entries"]
