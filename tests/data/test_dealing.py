@@ -1,4 +1,4 @@
-"""Work dealt by size; where codes of a set that is unlike the training set are named."""
+"""Work dealt by size; sets that are unlike the training set are named."""
 
 import numpy as np
 
