@@ -25,10 +25,16 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Pictures per device batch.
 MESH = flags.DEFINE_list("mesh", ["data=-1"], "Mesh of this host, such as tensor=2.")
 THREADS = flags.DEFINE_integer("threads", 0, "Decoding threads; 0 is one per core.")
 TARGET = flags.DEFINE_string(
-  "target", "", "Folder for the codes, which then stands for DATA; DATA if empty."
+  "target",
+  "",
+  "Folder for the codes, which then stands for DATA; DATA if empty.",
+  allow_override=True,
 )
 PART = flags.DEFINE_string(
-  "part", "", "Share of this machine, 3/16 from 0/16; auto asks SLURM."
+  "part",
+  "",
+  "Share of this machine, 3/16 from 0/16; auto asks SLURM.",
+  allow_override=True,
 )
 MAX_BAD = flags.DEFINE_float(
   "max_bad", 0.01, "Share of bad records that stops a run.", allow_override=True

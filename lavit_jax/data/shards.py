@@ -4,6 +4,7 @@ A folder holds `name-00000-of-00004.array_record` ... and `manifest.json`, which
 written last: without it the folder is unfinished.
 """
 
+import bisect
 import errno
 import functools
 import io
@@ -179,12 +180,23 @@ class Shards:
     return int(self._starts[-1])
 
   def __getitem__(self, index: int) -> dict:
-    return read_together([(self, [index])])[0][0]
+    index = int(index)
+    self._check(index, index)
+    file, position = self.place(index)
+    path = os.fspath(self.folder / file)
+    return self.unpacked(_unpacked([(path, [position])])[0][0])
 
   def place(self, index: int) -> tuple[str, int]:
     """Shard file and position in it of an entry."""
-    number = int(np.searchsorted(self._starts, index, side="right")) - 1
+    number = bisect.bisect_right(self._starts, index) - 1
     return self._files[number], int(index - self._starts[number])
+
+  def _check(self, lowest: int, highest: int) -> None:
+    if lowest < 0 or highest >= len(self):
+      raise ValueError(
+        f"expected positions from 0 to {len(self) - 1} in {self.folder}, got"
+        f" {lowest if lowest < 0 else highest}; ask for one of these"
+      )
 
   def spread(self, indices: np.ndarray) -> list[tuple["Shards", np.ndarray]]:
     """What to read for i64 positions: folders and positions in them, in order."""
@@ -198,11 +210,8 @@ class Shards:
     self, indices: np.ndarray
   ) -> tuple[list[tuple[str, list[int]]], np.ndarray]:
     """Files and positions in them, and the place of each among i64 `indices`."""
-    if len(wrong := indices[(indices < 0) | (indices >= len(self))]):
-      raise ValueError(
-        f"expected positions from 0 to {len(self) - 1} in {self.folder}, got"
-        f" {wrong[0]}; ask for one of these"
-      )
+    if len(indices):
+      self._check(int(indices.min()), int(indices.max()))
     shard = np.searchsorted(self._starts, indices, side="right") - 1
     order = np.argsort(shard, kind="stable")
     numbers, first = np.unique(shard[order], return_index=True)
@@ -230,15 +239,7 @@ def read_together(wanted: Sequence[tuple[Any, Sequence[int]]]) -> list[list[dict
       files, order = folder.asked(own)
       pieces.append((number, folder, len(files), order))
       asked += files
-  try:
-    read = iter(_unpacked(asked) if asked else ())
-  except Exception as error:  # array_record and msgpack raise many types
-    for path, _ in asked:
-      readers.forget(path)
-    path, positions = asked[0]
-    several = "" if len(asked) == len(positions) == 1 else " or of those read with it"
-    detail = f"entry {positions[0]} of {path}{several}: {str(error)[:100]}"
-    raise bad.BadRecord("a damaged shard", detail) from error
+  read = iter(_unpacked(asked) if asked else ())
   found: list[list[dict]] = [[] for _ in wanted]
   for number, folder, files, order in pieces:
     entries = itertools.chain(*itertools.islice(read, files))
@@ -249,4 +250,12 @@ def read_together(wanted: Sequence[tuple[Any, Sequence[int]]]) -> list[list[dict
 
 def _unpacked(asked: Sequence[tuple[str, list[int]]]) -> list[list[dict]]:
   unpack = functools.partial(msgpack.unpackb, strict_map_key=False)
-  return [[unpack(entry) for entry in entries] for entries in readers.read(asked)]
+  try:
+    return [[unpack(entry) for entry in entries] for entries in readers.read(asked)]
+  except Exception as error:  # array_record and msgpack raise many types
+    for path, _ in asked:
+      readers.forget(path)
+    path, positions = asked[0]
+    several = "" if len(asked) == len(positions) == 1 else " or of those read with it"
+    detail = f"entry {positions[0]} of {path}{several}: {str(error)[:100]}"
+    raise bad.BadRecord("a damaged shard", detail) from error
