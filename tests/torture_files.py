@@ -314,8 +314,15 @@ def tars() -> dict[str, Case]:
     "in .tgz": Case("0.tgz", gzip.compress(plain)),
     "in .bz2": Case("0.tar.bz2", bz2.compress(plain)),
     "in .zst": Case("0.tar.zst", zstd(plain)),
+    "in a .gz without its end": Case(
+      "0.tar.gz",
+      gzip.compress(plain)[:-6],
+      *(1, {"a compressed file without its end": 1}),
+    ),
     "in a .gz cut short": Case(
-      "0.tar.gz", gzip.compress(plain)[:-20], 1, {"a damaged compressed file": 1}
+      "0.tar.gz",
+      gzip.compress(tar(sound), 0)[:900],
+      *(0, {"a damaged compressed file": 1, "a tar cut short": 1}),
     ),
     "nothing": Case("0.tar", b"", 0, {"no tar file": 1}),
     "other bytes": Case("0.tar", b"hello" * 3000, 0, {"a hole in a tar": 1}),

@@ -173,6 +173,8 @@ class Shards:
     self._files = [s["file"] for s in manifest["shards"]]
     counts = [s["count"] for s in manifest["shards"]]
     self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    for file in self._files:  # it may have been written again since
+      readers.forget(os.fspath(self.folder / file))
     if not len(self):
       raise ValueError(f"expected records in {folder}, got an empty set; add sources")
 

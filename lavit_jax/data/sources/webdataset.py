@@ -49,13 +49,18 @@ def read(part: cutting.Part, fields: naming.Fields) -> Iterator[Item]:
     with unpacked:
       size = unpacked.seek(0, 2)
       unpacked.seek(0)
-      if size:
-        yield from _read(unpacked, size, fields)
-      if error is not None:
-        left = max(part.size - file.tell(), 0)
-        ratio = size / max(file.tell(), 1)
-        found, cut = compressed.failure(error, f"behind byte {size}")
-        yield Item("end", found, round(left * ratio) or 1, cut)
+      whole = size > 0
+      for item in _read(unpacked, size, fields) if size else ():
+        whole &= not item.cut
+        yield item
+      if error is None:
+        return
+      left = max(part.size - file.tell(), 0)
+      ratio = size / max(file.tell(), 1)
+      found, cut = compressed.failure(error, f"behind byte {size}")
+      if whole:  # the tar has come to its end, only the wrapping has not
+        found, cut = bad.LeftOut("a compressed file without its end", str(error)), ""
+      yield Item("end", found, round(left * ratio) or 1, cut)
 
 
 def _read(file: BinaryIO, size: int, fields: naming.Fields) -> Iterator[Item]:
