@@ -1,0 +1,210 @@
+"""LaVIT in PyTorch: pictures in, texts and visual codes out.
+
+    [IMG] vectors [/IMG] text -> LLaMA -> text;   text [IMG] -> LLaMA -> codes [/IMG]
+
+The language model is transformers' own; tensors below `visual.` are the rest.
+"""
+
+import torch
+from torch.nn import functional as F
+from transformers import LlamaForCausalLM
+
+from .configuration_lavit import LavitConfig
+from .visual_lavit import Visual
+
+
+class LavitForConditionalGeneration(LlamaForCausalLM):
+  """LLaMA that reads pictures as vectors and draws them as codes."""
+
+  config_class = LavitConfig
+  _keep_in_fp32_modules_strict = ["token_predictor", "quantize"]
+
+  def __init__(self, config):
+    super().__init__(config)
+    self.visual = Visual(config.vision, config.hidden_size)
+    self.post_init()
+
+  @classmethod
+  def from_pretrained(cls, *args, **kwargs):
+    """As transformers does it, but nothing may be missing or left over."""
+    asked = kwargs.pop("output_loading_info", False)
+    model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+    wrong = {name: sorted(map(str, found)) for name, found in info.items() if found}
+    if wrong:
+      raise ValueError(
+        f"expected every tensor of the model and no other, got {wrong}; copy the folder"
+        " again"
+      )
+    return (model, info) if asked else model
+
+  def _noise(self, pixel_values, noise):
+    if noise is None:
+      shape = (len(pixel_values), self.visual.encoder.pos_embed.shape[1] - 1, 2)
+      uniform = torch.rand(shape).clamp_min(torch.finfo(torch.float32).tiny)
+      noise = -(-uniform.log()).log()
+    return noise.to(self.device)
+
+  @torch.no_grad()
+  def tokenize(self, pixel_values, selection_noise=None):
+    """Codes int[T] and kept patches bool[P] of each picture [B, 3, H, W]."""
+    noise = self._noise(pixel_values, selection_noise)
+    raw, seen = self.visual.features(pixel_values.to(self.device))
+    keep = self.visual.select(raw, seen, noise)
+    found = self.visual.codes(seen, keep)
+    return [row[kept] for row, kept in zip(found, keep)], keep
+
+  @torch.no_grad()
+  def picture_vectors(self, pixel_values, selection_noise=None):
+    """What the language model reads of each picture: a list of [T, D]."""
+    noise = self._noise(pixel_values, selection_noise)
+    raw, seen = self.visual.features(pixel_values.to(self.device))
+    keep = self.visual.select(raw, seen, noise)
+    vectors = self.visual.vit_proj(self.visual.understanding(seen, keep))
+    return [row[kept] for row, kept in zip(vectors, keep)]
+
+  @torch.no_grad()
+  def embed_prompts(
+    self, input_ids, attention_mask=None, pixel_values=None, selection_noise=None
+  ):
+    """Left-padded vectors and mask of prompts, with a picture behind each [IMG] [/IMG].
+
+    Rows may hold no picture or several; `pixel_values` has them in order of the rows.
+    """
+    shown = []
+    if pixel_values is not None:
+      shown = self.picture_vectors(pixel_values, selection_noise)
+    start, rows, used = self.config.text_size, [], 0
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    for ids, own in zip(input_ids, mask.bool()):
+      ids = ids[own].to(self.device)
+      pieces, embedded = [], self.model.embed_tokens(ids)
+      at = 0
+      for place in (ids[:-1] == start).nonzero()[:, 0].tolist():
+        if ids[place + 1] != start + 1:
+          continue
+        if used >= len(shown):
+          raise ValueError(
+            f"expected a picture for each [IMG] [/IMG], got {len(shown)}; pass more"
+          )
+        pieces += [embedded[at : place + 1], shown[used].to(embedded.dtype)]
+        at, used = place + 1, used + 1
+      rows.append(torch.cat([*pieces, embedded[at:]]))
+    if used != len(shown):
+      raise ValueError(
+        f"expected {used} pictures, one for each [IMG] [/IMG], got {len(shown)}"
+      )
+    return self._padded(rows)
+
+  def _padded(self, rows):
+    """Rows [T, D] side by side, padded on the left by the vector of the end id."""
+    length = max(map(len, rows))
+    end = self.model.embed_tokens.weight[2]
+    out = end.repeat(len(rows), length, 1)
+    mask = torch.zeros(out.shape[:2], dtype=torch.long, device=out.device)
+    for i, row in enumerate(rows):
+      out[i, length - len(row) :], mask[i, length - len(row) :] = row, 1
+    return out, mask
+
+  def generate(self, input_ids=None, pixel_values=None, selection_noise=None, **kwargs):
+    """transformers' own `generate`; with pictures it returns the new ids alone."""
+    if pixel_values is not None:
+      mask = kwargs.pop("attention_mask", None)
+      row = self.embed_prompts(input_ids, mask, pixel_values, selection_noise)
+      return super().generate(inputs_embeds=row[0], attention_mask=row[1], **kwargs)
+    return super().generate(input_ids, **kwargs)
+
+  def write(self, task, input_ids, pixel_values=None, selection_noise=None, **given):
+    """New ids of a "caption" or an "answer", by the model's decoding defaults."""
+    mask = given.pop("attention_mask", None)
+    embedded, mask = self.embed_prompts(input_ids, mask, pixel_values, selection_noise)
+    own = self.config.decoding[task] | given
+    closed = list(range(self.config.text_size, self.config.vocab_size))
+    return super().generate(
+      inputs_embeds=embedded,
+      attention_mask=mask,
+      do_sample=False,
+      num_beams=own["beams"],
+      max_new_tokens=own["max_new"],
+      min_new_tokens=own["min_new"],
+      length_penalty=own["length_penalty"],
+      repetition_penalty=own["repetition_penalty"],
+      early_stopping=task == "answer",
+      suppress_tokens=closed,
+      pad_token_id=2,
+      eos_token_id=2,
+    )
+
+  def caption(self, **inputs):
+    """New ids that describe pictures; arguments as the processor makes them."""
+    return self.write("caption", **inputs)
+
+  def answer(self, **inputs):
+    """New ids that answer questions about pictures."""
+    return self.write("answer", **inputs)
+
+  @torch.no_grad()
+  def draw_codes(self, input_ids, attention_mask=None, noise=None, **given):
+    """Codes of prompts that end with [IMG], guided away from the bare [IMG].
+
+    Args:
+      input_ids: int[B, T], left padded.
+      attention_mask: int[B, T].
+      noise: Gumbel noise float[B, max_new, C] of the C likeliest ids at each step;
+        drawn when None.
+      given: numbers instead of the model's own: max_new, min_new, guidance,
+        temperature (0 takes the most probable code), top_k, top_p.
+
+    Returns:
+      A list of int[T] codes.
+    """
+    how, start = self.config.decoding["draw"] | given, self.config.text_size
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    ids, count, guided = input_ids.to(self.device), len(input_ids), how["guidance"] != 1
+    mask = mask.to(self.device)
+    if guided:
+      bare = F.pad(torch.zeros_like(mask[:, 1:]), (0, 1), value=1)
+      ids = torch.cat([ids, torch.where(bare == 1, start, 2)])
+      mask = torch.cat([mask, bare])
+    cache, chosen = None, []
+    ended = torch.zeros(count, dtype=torch.bool, device=self.device)
+    for step in range(how["max_new"]):
+      place = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+      row = dict(attention_mask=mask, position_ids=place, past_key_values=cache)
+      out = self(ids, use_cache=True, logits_to_keep=1, **row)
+      cache, scores = out.past_key_values, out.logits[:, -1].float()
+      if guided:
+        prompted, free = scores.log_softmax(-1).chunk(2)
+        scores = free + how["guidance"] * (prompted - free)
+      scores[:, : start + 1] = -torch.inf
+      if step < how["min_new"]:
+        scores[:, start + 1] = -torch.inf
+      own = None if noise is None else noise[:, step].to(scores)
+      new = torch.where(ended, 2, choose(scores, how, own))
+      ended, chosen = ended | (new == start + 1), [*chosen, new]
+      if ended.all():
+        break
+      ids = (torch.cat([new, new]) if guided else new)[:, None]
+      mask = F.pad(mask, (0, 1), value=1)
+    found = torch.stack(chosen, 1)
+    return [row[row > start + 1] - start - 2 for row in found]
+
+
+def choose(scores, how, noise):
+  """Ids of scores float32[B, V]: temperature, top-k, top-p, then the Gumbel sample."""
+  if not how["temperature"]:
+    return scores.argmax(-1)
+  count = noise.shape[-1] if noise is not None else how["top_k"] or scores.shape[-1]
+  ranked, ids = scores.topk(min(count, scores.shape[-1]))
+  ranked = ranked / how["temperature"]
+  if how["top_k"]:
+    lowest = ranked[:, min(how["top_k"], ranked.shape[1]) - 1, None]
+    ranked = ranked.masked_fill(ranked < lowest, -torch.inf)
+  if how["top_p"] < 1:
+    rising = ranked.softmax(-1).flip(-1).cumsum(-1).flip(-1)
+    removed = rising <= 1 - how["top_p"]
+    removed[:, 0] = False
+    ranked = ranked.masked_fill(removed, -torch.inf)
+  if noise is None:
+    uniform = torch.rand_like(ranked).clamp_min(torch.finfo(torch.float32).tiny)
+    noise = -(-uniform.log()).log()
+  return ids.gather(1, (ranked + noise).argmax(-1, keepdim=True))[:, 0]
