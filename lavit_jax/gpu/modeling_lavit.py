@@ -37,30 +37,25 @@ class LavitForConditionalGeneration(LlamaForCausalLM):
       )
     return (model, info) if asked else model
 
-  def _noise(self, pixel_values, noise):
+  def _look(self, pixel_values, noise):
     if noise is None:
-      shape = (len(pixel_values), self.visual.encoder.pos_embed.shape[1] - 1, 2)
-      uniform = torch.rand(shape).clamp_min(torch.finfo(torch.float32).tiny)
-      noise = -(-uniform.log()).log()
-    return noise.to(self.device)
+      noise = gumbel(
+        torch.zeros(len(pixel_values), self.config.vision["num_patches"], 2)
+      )
+    return self.visual.look(pixel_values.to(self.device), noise.to(self.device))
 
   @torch.no_grad()
   def tokenize(self, pixel_values, selection_noise=None):
     """Codes int[T] and kept patches bool[P] of each picture [B, 3, H, W]."""
-    noise = self._noise(pixel_values, selection_noise)
-    raw, seen = self.visual.features(pixel_values.to(self.device))
-    keep = self.visual.select(raw, seen, noise)
+    seen, keep = self._look(pixel_values, selection_noise)
     found = self.visual.codes(seen, keep)
     return [row[kept] for row, kept in zip(found, keep)], keep
 
   @torch.no_grad()
   def picture_vectors(self, pixel_values, selection_noise=None):
     """What the language model reads of each picture: a list of [T, D]."""
-    noise = self._noise(pixel_values, selection_noise)
-    raw, seen = self.visual.features(pixel_values.to(self.device))
-    keep = self.visual.select(raw, seen, noise)
-    vectors = self.visual.vit_proj(self.visual.understanding(seen, keep))
-    return [row[kept] for row, kept in zip(vectors, keep)]
+    seen, keep = self._look(pixel_values, selection_noise)
+    return [row[own] for row, own in zip(self.visual.vectors(seen, keep), keep)]
 
   @torch.no_grad()
   def embed_prompts(
@@ -73,32 +68,21 @@ class LavitForConditionalGeneration(LlamaForCausalLM):
     shown = []
     if pixel_values is not None:
       shown = self.picture_vectors(pixel_values, selection_noise)
-    start, rows, used = self.config.text_size, [], 0
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    start, rows, used = self.config.text_size, [], 0
     for ids, own in zip(input_ids, mask.bool()):
       ids = ids[own].to(self.device)
-      pieces, embedded = [], self.model.embed_tokens(ids)
-      at = 0
-      for place in (ids[:-1] == start).nonzero()[:, 0].tolist():
-        if ids[place + 1] != start + 1:
-          continue
-        if used >= len(shown):
-          raise ValueError(
-            f"expected a picture for each [IMG] [/IMG], got {len(shown)}; pass more"
-          )
-        pieces += [embedded[at : place + 1], shown[used].to(embedded.dtype)]
+      embedded, pieces, at = self.model.embed_tokens(ids), [], 0
+      marks = (ids[:-1] == start) & (ids[1:] == start + 1)
+      for place in marks.nonzero()[:, 0].tolist():
+        pieces += [embedded[at : place + 1], *shown[used : used + 1]]
         at, used = place + 1, used + 1
       rows.append(torch.cat([*pieces, embedded[at:]]))
     if used != len(shown):
       raise ValueError(
         f"expected {used} pictures, one for each [IMG] [/IMG], got {len(shown)}"
       )
-    return self._padded(rows)
-
-  def _padded(self, rows):
-    """Rows [T, D] side by side, padded on the left by the vector of the end id."""
-    length = max(map(len, rows))
-    end = self.model.embed_tokens.weight[2]
+    length, end = max(map(len, rows)), self.model.embed_tokens.weight[2]
     out = end.repeat(len(rows), length, 1)
     mask = torch.zeros(out.shape[:2], dtype=torch.long, device=out.device)
     for i, row in enumerate(rows):
@@ -205,6 +189,11 @@ def choose(scores, how, noise):
     removed[:, 0] = False
     ranked = ranked.masked_fill(removed, -torch.inf)
   if noise is None:
-    uniform = torch.rand_like(ranked).clamp_min(torch.finfo(torch.float32).tiny)
-    noise = -(-uniform.log()).log()
+    noise = gumbel(ranked)
   return ids.gather(1, (ranked + noise).argmax(-1, keepdim=True))[:, 0]
+
+
+def gumbel(like):
+  """Standard Gumbel noise."""
+  uniform = torch.rand_like(like).clamp_min(torch.finfo(torch.float32).tiny)
+  return -(-uniform.log()).log()

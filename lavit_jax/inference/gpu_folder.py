@@ -171,6 +171,7 @@ def _config(source, parts: Mapping[str, Part], folder: pathlib.Path) -> dict[str
   }
   sizes |= {
     "patch_size": vit["patch_size"],
+    "num_patches": visual["num_patches"],
     "merger_layers": visual["num_layers"],
     "merger_heads": visual["num_heads"],
     "merger_mlp_dim": visual["mlp_dim"],

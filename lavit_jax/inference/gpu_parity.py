@@ -72,8 +72,8 @@ def verify(source: str | os.PathLike, target: str | os.PathLike) -> dict[str, An
 def _compared(module: str, ours: Arrays, theirs: Arrays) -> list[dict[str, Any]]:
   if ours.keys() != theirs.keys():
     raise ValueError(
-      f"expected the layers {sorted(ours)} in {module}, got {sorted(theirs)}; export the"
-      " folder again"
+      f"expected the layers {sorted(ours)} in {module}, got {sorted(theirs)}; export"
+      " the folder again"
     )
   records = []
   for name, expected in ours.items():
@@ -96,7 +96,7 @@ def _layers(module, params, *inputs, method=None) -> Arrays:
   with jax.default_matmul_precision("highest"):
     out, sown = jax.jit(run)({"params": parity.whole(params)}, *inputs)
   found = {"output": np.asarray(out, np.float32)}
-  blocks = sown["intermediates"].get("blocks", {}).get("out", ())
+  blocks = sown.get("intermediates", {}).get("blocks", {}).get("out", ())
   for stacked in blocks:
     found |= {f"block {i}": np.asarray(x) for i, x in enumerate(stacked)}
   return found

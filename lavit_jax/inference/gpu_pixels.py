@@ -68,7 +68,8 @@ def _write_one(parts, prefix: str, folder: pathlib.Path, dtype: str | None) -> N
   content = files.stored_as(content, dtype) | kept
   files.write_folder(inside, content, pixel_folders.STEM, files.SAFETENSORS)
   files.write_json(inside / "config.json", component_config(parts, prefix, content))
-  shutil.copyfile(CODE / "feature_decoder.py", inside / "feature_decoder.py")
+  for path in (CODE / "feature_decoder.py", CODE.parent / "blocks_lavit.py"):
+    shutil.copyfile(path, inside / path.name)
   shutil.copyfile(CODE / "pipeline.py", folder / "pipeline.py")
   vae = ["diffusers", "AutoencoderKL"] if "vae" in own else [None, None]
   files.write_json(

@@ -10,44 +10,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
+from .blocks_lavit import Block, Norm, linears, mix, softmax
+
 PADDING_SCORE = -10000.0  # finite, as the model was trained: it counts without codes
-
-
-def attend(query, key, value, heads, shift=0.0):
-  """Attention over [B, T, D]; `shift` is added to the scores of float[B, 1, 1, S]."""
-  query, key, value = (
-    x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)
-  )
-  scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
-  weights = (scores + shift).softmax(-1).to(value.dtype)
-  return (weights @ value).transpose(1, 2).flatten(2)
-
-
-def linears(width, **outputs):
-  return nn.ModuleDict({name: nn.Linear(width, out) for name, out in outputs.items()})
-
-
-class Block(nn.Module):
-  """Attention among queries, attention to codes, mlp."""
-
-  def __init__(self, width, heads, hidden):
-    super().__init__()
-    self.heads = heads
-    for name in ("norm0", "norm1", "norm2"):
-      setattr(self, name, nn.LayerNorm(width))
-    self.self_attn = linears(width, qkv=3 * width, proj=width)
-    names = ("query", "key", "value", "proj")
-    self.cross_attn = linears(width, **dict.fromkeys(names, width))
-    self.mlp = linears(width, fc1=hidden)
-    self.mlp["fc2"] = nn.Linear(hidden, width)
-
-  def forward(self, x, codes, shift):
-    own, other = self.self_attn, self.cross_attn
-    mixed = attend(*own["qkv"](self.norm0(x)).chunk(3, -1), self.heads)
-    x = x + own["proj"](mixed)
-    row = (other["query"](self.norm1(x)), other["key"](codes), other["value"](codes))
-    x = x + other["proj"](attend(*row, self.heads, shift))
-    return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
 
 class FeatureDecoder(ModelMixin, ConfigMixin):
@@ -56,6 +21,17 @@ class FeatureDecoder(ModelMixin, ConfigMixin):
   `head` names their widths: `condition_dim`, with `grid_dim` and `hidden_dim` where the
   U-Net has a grid; or `first_dim`, `second_dim` and `pooled_dim` of the SDXL type.
   """
+
+  @classmethod
+  def from_pretrained(cls, *args, **kwargs):
+    """As diffusers does it, but nothing may be missing or left over."""
+    model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+    if wrong := {name: found for name, found in info.items() if found}:
+      raise ValueError(
+        f"expected every tensor of the model and no other, got {wrong}; copy the folder"
+        " again"
+      )
+    return model
 
   @register_to_config
   def __init__(
@@ -81,15 +57,16 @@ class FeatureDecoder(ModelMixin, ConfigMixin):
     self.in_proj = nn.Linear(code_dim, width)
     self.pos_embed = nn.Parameter(torch.zeros(1, num_patches, width))
     self.query_embed = nn.Parameter(torch.zeros(1, num_patches, width))
-    blocks = [Block(width, num_heads, mlp_dim) for _ in range(num_layers)]
-    self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(width)
+    row = (width, num_heads, mlp_dim, "self_attn", "cross_attn")
+    self.blocks = nn.ModuleList(Block(*row) for _ in range(num_layers))
+    self.norm = Norm(width)
     task = (nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
     self.decode_task_layer = nn.Sequential(*task)
     if "pooled_dim" in head:
       self.unet_proj_1 = nn.Linear(width, head["first_dim"])
       self.unet_proj_2 = nn.Linear(width, head["second_dim"])
-      names = dict.fromkeys(("q_proj", "k_proj", "v_proj"), width)
-      self.unet_attnpool = linears(width, **names, c_proj=head["pooled_dim"])
+      names = dict.fromkeys(("q_proj", "k_proj", "v_proj"), (width, width))
+      self.unet_attnpool = linears(**names, c_proj=(width, head["pooled_dim"]))
       table = nn.Parameter(torch.zeros(num_patches + 1, width))
       self.unet_attnpool.positional_embedding = table
     else:
@@ -119,7 +96,7 @@ class FeatureDecoder(ModelMixin, ConfigMixin):
     shift = (1 - filled)[:, None, None] * PADDING_SCORE
     x = self.query_embed.expand(len(codes), -1, -1)
     for block in self.blocks:
-      x = block(x, vectors, shift)
+      x = block(x, vectors, softmax, lambda scores: softmax(scores + shift))
     return self.decode_task_layer(self.norm(x))
 
   def condition(self, features):
@@ -140,4 +117,4 @@ class FeatureDecoder(ModelMixin, ConfigMixin):
     own = self.unet_attnpool
     tokens = torch.cat([x.mean(1, keepdim=True), x], 1) + own.positional_embedding
     row = (own["q_proj"](tokens[:, :1]), own["k_proj"](tokens), own["v_proj"](tokens))
-    return own["c_proj"](attend(*row, self.config.num_heads))[:, 0]
+    return own["c_proj"](mix(*row, self.config.num_heads, softmax))[:, 0]
