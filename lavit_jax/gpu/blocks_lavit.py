@@ -52,11 +52,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """Attention among tokens, attention to others, mlp; each behind a norm.
-
-  `own` and `other` are the names of the two attentions in the weights; an encoder's
-  block has no `other`.
-  """
+  """Attention among tokens, to others (an encoder's has none), mlp; behind norms."""
 
   def __init__(self, width, heads, hidden, own, other=None, eps=1e-5):
     super().__init__()

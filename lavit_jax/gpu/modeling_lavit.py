@@ -39,9 +39,8 @@ class LavitForConditionalGeneration(LlamaForCausalLM):
 
   def _look(self, pixel_values, noise):
     if noise is None:
-      noise = gumbel(
-        torch.zeros(len(pixel_values), self.config.vision["num_patches"], 2)
-      )
+      shape = (len(pixel_values), self.config.vision["num_patches"], 2)
+      noise = gumbel(torch.zeros(shape))
     return self.visual.look(pixel_values.to(self.device), noise.to(self.device))
 
   @torch.no_grad()
@@ -97,15 +96,11 @@ class LavitForConditionalGeneration(LlamaForCausalLM):
       return super().generate(inputs_embeds=row[0], attention_mask=row[1], **kwargs)
     return super().generate(input_ids, **kwargs)
 
-  def write(self, task, input_ids, pixel_values=None, selection_noise=None, **given):
+  def write(self, task, inputs, given):
     """New ids of a "caption" or an "answer", by the model's decoding defaults."""
-    mask = given.pop("attention_mask", None)
-    embedded, mask = self.embed_prompts(input_ids, mask, pixel_values, selection_noise)
-    own = self.config.decoding[task] | given
-    closed = list(range(self.config.text_size, self.config.vocab_size))
-    return super().generate(
-      inputs_embeds=embedded,
-      attention_mask=mask,
+    own = self.config.decoding[task] | (given or {})
+    return self.generate(
+      **inputs,
       do_sample=False,
       num_beams=own["beams"],
       max_new_tokens=own["max_new"],
@@ -113,33 +108,26 @@ class LavitForConditionalGeneration(LlamaForCausalLM):
       length_penalty=own["length_penalty"],
       repetition_penalty=own["repetition_penalty"],
       early_stopping=task == "answer",
-      suppress_tokens=closed,
+      suppress_tokens=list(range(self.config.text_size, self.config.vocab_size)),
       pad_token_id=2,
       eos_token_id=2,
     )
 
-  def caption(self, **inputs):
-    """New ids that describe pictures; arguments as the processor makes them."""
-    return self.write("caption", **inputs)
+  def caption(self, how=None, **inputs):
+    """New ids that describe pictures; `how` has numbers other than the model's own."""
+    return self.write("caption", inputs, how)
 
-  def answer(self, **inputs):
+  def answer(self, how=None, **inputs):
     """New ids that answer questions about pictures."""
-    return self.write("answer", **inputs)
+    return self.write("answer", inputs, how)
 
   @torch.no_grad()
   def draw_codes(self, input_ids, attention_mask=None, noise=None, **given):
     """Codes of prompts that end with [IMG], guided away from the bare [IMG].
 
-    Args:
-      input_ids: int[B, T], left padded.
-      attention_mask: int[B, T].
-      noise: Gumbel noise float[B, max_new, C] of the C likeliest ids at each step;
-        drawn when None.
-      given: numbers instead of the model's own: max_new, min_new, guidance,
-        temperature (0 takes the most probable code), top_k, top_p.
-
-    Returns:
-      A list of int[T] codes.
+    input_ids int[B, T] are left padded; noise is Gumbel noise float[B, max_new, C] of
+    the C likeliest ids at each step; given are numbers instead of the model's own:
+    max_new, min_new, guidance, temperature (0 takes the likeliest), top_k, top_p.
     """
     how, start = self.config.decoding["draw"] | given, self.config.text_size
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -16,11 +16,7 @@ MASK = 0xFFFFFFFF
 class LavitProcessor(ProcessorMixin):
   """Makes inputs of the model, and texts of its ids.
 
-  Attributes:
-    tokenizer: the fast text tokenizer, which knows [IMG], [/IMG] and <code_0> ...
-    image_size: side in pixels of what the encoder sees.
-    num_patches: patches of a picture.
-    seed: of the selection: which patches are kept follows from it and the pixels.
+  Which patches of a picture are kept follows from `seed` and its pixels.
   """
 
   def __init__(self, tokenizer, image_size, num_patches, seed=0):
@@ -37,18 +33,10 @@ class LavitProcessor(ProcessorMixin):
     return cls(tokenizer, own["image_size"], own["num_patches"])
 
   def __call__(self, text=None, images=None, drawing=False, question=False):
-    """A left-padded batch.
+    """A left-padded batch: what the model's methods take, by name.
 
-    Args:
-      text: one text or many, "" by default. Where there are pictures, each stands
-        before its text.
-      images: one picture or many (Pillow, or uint8[H, W, 3]), one for each text.
-      drawing: ends each text with [IMG], for `draw_codes`.
-      question: puts each text into the words that answers were trained with.
-
-    Returns:
-      A dict of tensors: input_ids, attention_mask and, with pictures, pixel_values
-      and selection_noise.
+    Pictures (Pillow, or uint8[H, W, 3]) stand before their texts, one for each; drawing
+    ends each text with [IMG]; question puts it into the words of training.
     """
     if images is not None and not isinstance(images, (list, tuple)):
       images = [images]
@@ -89,7 +77,9 @@ class LavitProcessor(ProcessorMixin):
   def _squash(self, image):
     if not isinstance(image, Image.Image):
       image = Image.fromarray(np.asarray(image))
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = ImageOps.exif_transpose(image).convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")  # behind what is transparent
+    image = Image.alpha_composite(white, image).convert("RGB")
     side = (self.image_size, self.image_size)
     return np.asarray(image.resize(side, Image.Resampling.BICUBIC))
 

@@ -106,12 +106,7 @@ class Visual(nn.Module):
       self.register_buffer("whitening_matrix", torch.zeros(width, width))
 
   def look(self, pixels, noise):
-    """What the mergers see of pixels, and bool[B, P] kept patches, at least one.
-
-    Args:
-      pixels: float[B, 3, H, W].
-      noise: Gumbel noise float[B, P, 2].
-    """
+    """What the mergers see, and bool[B, P] patches kept by noise float[B, P, 2]."""
     raw = seen = self.encoder(pixels.to(self.vit_proj.weight))
     if self.sizes["whitening"]:
       mean, matrix = self.whitening_mean.float(), self.whitening_matrix.float()

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2] / "lavit_jax"
 TESTS = pathlib.Path(__file__).parents[1]
 MAX_LINES = 400
 EXPORTED = "gpu"  # PyTorch files that an export ships: data, imported by nothing
-MAX_EXPORTED_LINES = 700
+MAX_EXPORTED_LINES = 700  # that are not blank: people read them before they trust
 # Rooms from the ground up; a file imports from lower floors, or from its own room.
 FLOORS = (
   ("core", "diffusion"),
@@ -173,7 +173,8 @@ def _outside_functions(node: ast.AST):
 
 def test_exported_files_are_few_and_imported_by_nothing():
   paths = list((ROOT / EXPORTED).rglob("*.py"))
-  assert sum(len(path.read_text().splitlines()) for path in paths) < MAX_EXPORTED_LINES
+  lines = [line for path in paths for line in path.read_text().splitlines()]
+  assert sum(bool(line.strip()) for line in lines) < MAX_EXPORTED_LINES
   for path in paths:
     assert "lavit_jax" not in path.read_text(), path
   for name in files():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lavit_jax import LaVIT
 from lavit_jax.data.text import QUESTION
-from lavit_jax.generate import engine, prompts
+from lavit_jax.generate import engine, pixels, prompts
 from lavit_jax.generate.beam import Beams
 from lavit_jax.inference import gpu_folder, gpu_parity, pixel_parts, tokenizing
 from lavit_jax.weights import exchange, files, model_directory
@@ -209,8 +209,14 @@ def test_pictures_are_ours(ours, folders, painters, name, prefix):
   codes = [np.array([3, 1, 4, 1, 5]), np.array([9])]
   packed = tokenizing.pack_codes(codes, coder.model.num_patches, coder.model.num_codes)
   features = tokenizing.decode_codes(coder, *packed)
-  keys, size = jax.random.split(jax.random.key(1), 2), (16, 16)
-  expected = pixel_parts.draw(decoder, features, keys, size, decoder.settings)
+  keys, params = jax.random.split(jax.random.key(1), 2), decoder.params
+  row = (decoder.head, params["head"], None, features, keys, (8, 8, 4))
+  condition, start = pixel_parts._prepare(*row)
+  if prefix:
+    condition = condition.replace(time_ids=pixels.time_ids((16, 16), 2))
+  row = (decoder.schedule, condition, params["null"], start, decoder.settings)
+  latents = pixels.sample(decoder.unet, params["unet"], *row)
+  expected = pixels.decode(decoder.autoencoder, params["autoencoder"], latents)
   noise = np.stack([jax.random.normal(key, (8, 8, 4)) for key in keys])
   found = painters[name](
     [tensor(own) for own in codes],

@@ -114,13 +114,11 @@ class LavitPixelPipeline(DiffusionPipeline):
 
   def _finish(self, pictures, output_type):
     pictures = (pictures / 2 + 0.5).clamp(0, 1)
+    done = [False] * len(pictures)  # no second move from [-1, 1]
     if self.safety_checker is not None:
-      shown = self.image_processor.postprocess(pictures, "pil", [False] * len(pictures))
+      shown = self.image_processor.postprocess(pictures, "pil", done)
       seen = self.feature_extractor(shown, return_tensors="pt").to(pictures.device)
-      pictures, _ = self.safety_checker(
-        images=pictures.permute(0, 2, 3, 1).cpu().numpy(), clip_input=seen.pixel_values
-      )
-      pictures = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-    return self.image_processor.postprocess(
-      pictures, output_type, [False] * len(pictures)
-    )
+      array = pictures.permute(0, 2, 3, 1).cpu().numpy()
+      array, _ = self.safety_checker(images=array, clip_input=seen.pixel_values)
+      pictures = torch.from_numpy(array).permute(0, 3, 1, 2)
+    return self.image_processor.postprocess(pictures, output_type, done)
