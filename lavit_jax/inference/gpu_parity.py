@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from lavit_jax.inference import pixel_parts
 from lavit_jax.inference.pixel_parts import HIGH_RES
 from lavit_jax.layers import linear
-from lavit_jax.models import merger, vit
+from lavit_jax.models import condition_heads, merger, vit, whitening
 from lavit_jax.models.feature_decoder import FeatureDecoder
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.weights import files, model_directory, parity
@@ -213,12 +214,13 @@ def _pixel_pairs(parts, prefix: str, folder: pathlib.Path) -> dict[str, Pair]:
   def named(outputs):
     return {str(i): np.asarray(out, np.float32) for i, out in enumerate(outputs)}
 
-  pairs = {side("feature decoder"): (ours_decoder, theirs_decoder)}
-  if "whitening" not in parts:
-    pairs[side("condition")] = (
-      lambda: named(parity.run_condition(parts, prefix)),
-      lambda: named(_torch_condition(component, parity.features_of(sizes))),
-    )
+  pairs = {
+    side("feature decoder"): (ours_decoder, theirs_decoder),
+    side("condition"): (
+      lambda: _condition(parts, prefix),
+      lambda: _torch_condition(component, parity.features_of(sizes)),
+    ),
+  }
   theirs = torch_side.pixels(folder, parts, prefix)
   ours = {side("unet"): parity.run_unet, side("vae"): parity.run_vae}
   for name, run in theirs.items():
@@ -227,9 +229,25 @@ def _pixel_pairs(parts, prefix: str, folder: pathlib.Path) -> dict[str, Pair]:
   return pairs
 
 
-def _torch_condition(component, features: np.ndarray) -> list[np.ndarray]:
+def _condition(parts: Mapping[str, Part], prefix: str) -> Arrays:
+  """Context and pooled vector or grid, of whitened features where the model whitens."""
+  part, white = parts[f"{prefix}condition"], None
+  if "whitening" in parts:
+    white = whitening.Whitening(**parity.whole(parts["whitening"].params))
+  features = parity.features_of(parts["visual_tokenizer"].config)
+  head = condition_heads.make(part.config["head"], "float32")
+  with jax.default_matmul_precision("highest"):
+    made = pixel_parts.condition_of(head, parity.whole(part.params), white, features)
+  found = {"context": made.context, "pooled": made.pooled, "grid": made.grid}
+  return {name: np.asarray(x) for name, x in found.items() if x is not None}
+
+
+def _torch_condition(component, features: np.ndarray) -> Arrays:
   import torch
 
   with torch.no_grad():
     context, more = component.condition(torch.from_numpy(features))
-  return [_array(context), *(_array(x) for x in more.values())]
+  found = {name: _array(x) for name, x in more.items()}
+  if "grid" in found:
+    found["grid"] = found["grid"].transpose(0, 2, 3, 1)
+  return {"context": _array(context)} | found
