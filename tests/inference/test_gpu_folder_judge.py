@@ -319,3 +319,46 @@ def test_the_demo_runs_without_this_package(folders, tmp_path):
   config.write_text(before)
   assert done.returncode == 0, done.stderr[-2000:]
   assert "caption:" in done.stdout and (tmp_path / "drawing.png").is_file()
+
+
+def test_golden_language(theirs):
+  """The exported class with the golden language model: its guided and plain ids."""
+  import torch
+
+  state, dims, arrays = golden_data.load("llm.npz")
+  model, text = theirs[0], dims["text"]
+  decoding = {
+    "draw": dict(max_new=12, min_new=5, guidance=3.0, temperature=0.0)
+    | dict(top_k=0, top_p=1.0),
+  }
+  config = type(model.config)(
+    **dict(vocab_size=text + 2 + dims["K"], hidden_size=dims["d"], text_size=text),
+    **dict(intermediate_size=dims["ff"], num_hidden_layers=dims["L"]),
+    **dict(num_attention_heads=dims["H"], rms_norm_eps=dims["eps"]),
+    vision=model.config.vision,
+    decoding=decoding,
+  )
+  own = type(model)(config).eval()
+  missing, extra = own.load_state_dict({k: tensor(v) for k, v in state.items()}, False)
+  assert not extra and all(key.startswith("visual.") for key in missing)
+  mask = tensor(arrays["attention_mask"])
+  with torch.no_grad():
+    out = own(
+      inputs_embeds=tensor(arrays["inputs_embeds"]),
+      attention_mask=mask,
+      position_ids=tensor(arrays["position_ids"]),
+    ).logits
+  used = arrays["attention_mask"] > 0
+  np.testing.assert_allclose(out.numpy()[used], arrays["logits"][used], atol=ATOL)
+  given = {"guidance": 3.0}, {"guidance": 1.5}
+  for how, name in zip(given, ("t2i_greedy_ids", "t2i_greedy_ids_scale15")):
+    prompts_of = (tensor(arrays["t2i_prompt_ids"]), tensor(arrays["t2i_prompt_mask"]))
+    found = own.draw_codes(*prompts_of, **how)
+    for row, codes in zip(arrays[name][:, 1:], found):
+      ended = np.flatnonzero(row == text + 1)
+      row = row[: ended[0]] if len(ended) else row
+      # The reference may choose ids that are no codes and drops them later; we do not
+      # choose them, so rows agree up to the first of them.
+      until = np.flatnonzero(row < text + 2)
+      until = until[0] if len(until) else max(len(row), len(codes))
+      assert codes[:until].tolist() == (row[:until] - text - 2).tolist()
