@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lavit_jax.data import images
 
@@ -27,7 +27,7 @@ def _squash(picture: Picture, size: int) -> np.ndarray:
       raise ValueError(f"expected a picture at {path}, found no file; check the path")
     return images.decode(path.read_bytes(), size)
   if isinstance(picture, Image.Image):
-    picture = np.asarray(images.to_rgb(ImageOps.exif_transpose(picture)))
+    picture = np.asarray(images.to_rgb(images.upright(picture)))
   return images.resize(np.asarray(picture), size)
 
 

@@ -16,6 +16,8 @@ from lavit_jax.evaluate import (
 )
 from lavit_jax.inference.api import LaVIT
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 def written(path, content):
   path.write_text(json.dumps(content))
