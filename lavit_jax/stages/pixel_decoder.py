@@ -364,8 +364,9 @@ def _shown(decoder, params, coder, frozen, batch) -> np.ndarray:
 def save(params: Any, config, modules: Modules, folder: str) -> None:
   """Writes the whole model directory: that of stage 1, and the pixel decoder."""
   part, sizes = model_directory.Part, config.model.to_dict()
-  if config.warm_start:  # what its file says besides our sizes goes on with the weights
-    before = model_directory.part_config(config.warm_start, "unet")
+  if before := warm_start.folder_of(config):
+    # What its file says besides our sizes goes on with the weights.
+    before = model_directory.part_config(before, "unet")
     sizes["unet"] |= {k: before[k] for k in (PUBLISHED,) if k in before}
   facts = {
     "head": sizes["head"],
