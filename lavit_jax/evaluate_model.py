@@ -91,7 +91,9 @@ def main(argv: list[str]) -> None:
     )
   name, given = argv[1], flags.FLAGS
   try:
-    entries = annotations.read(given.annotations, name)
+    entries = annotations.read(
+      given.annotations, name, given.protocol if name == "vqa" else ""
+    )
     hosts.start()
     model = LaVIT.load(given.model, seed=given.seed, batch_size=given.batch_size)
     task = make_task(name, model, given)

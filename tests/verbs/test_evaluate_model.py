@@ -26,10 +26,10 @@ def test_ids_come_from_the_entry_or_the_file_name(tmp_path):
   entries = [
     {"image": "val/COCO_val2014_000000000042.jpg"},
     {"image": "a.jpg", "img_id": 7},
-    {"image": "other_000042.jpg"},
+    {"image": "val/COCO_val2014_000000000042.jpg", "caption": "the second of five"},
   ]
   found = annotations.read(written(tmp_path / "a.json", entries), "caption")
-  assert [entry["id"] for entry in found] == [42, 7]  # the third is 42 again
+  assert [entry["id"] for entry in found] == [42, 7]
 
 
 @pytest.mark.parametrize(
