@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import app, flags
 
+from lavit_jax.core import command_line
 from lavit_jax.evaluate import annotations, benchmark, model_tasks, vqa_protocol
 from lavit_jax.inference import pictures
 from lavit_jax.inference.api import LaVIT
@@ -81,18 +82,18 @@ MADE = {
 
 def define_flags() -> None:
   """Defines the flags, in this program only: other verbs have flags of these names."""
-  flags.DEFINE_string("model", None, "Model directory.", required=True)
-  flags.DEFINE_string("annotations", None, "Annotation file (JSON).", required=True)
-  flags.DEFINE_string("images", None, "Folder of the pictures.", required=True)
-  flags.DEFINE_string("target", None, "Folder to write.", required=True)
+  command_line.define_path("model", None, "Model directory.", required=True)
+  command_line.define_path("annotations", None, "Annotations (JSON).", required=True)
+  command_line.define_path("images", None, "Folder of the pictures.", required=True)
+  command_line.define_path("target", None, "Folder to write.", required=True)
   flags.DEFINE_string("prompt", "", "What a caption continues.")
-  flags.DEFINE_string("truth", "", "COCO file of reference captions, for CIDEr.")
+  command_line.define_path("truth", "", "COCO file of reference captions, for CIDEr.")
   flags.DEFINE_enum("protocol", "vqa", vqa_protocol.PROTOCOLS, "Asking and scoring.")
   flags.DEFINE_bool("lemmas", False, "Lemmatize answers as the reference (spaCy).")
   flags.DEFINE_integer("min_new", None, "Least ids of an answer.", lower_bound=0)
   flags.DEFINE_integer("n", 4, "Drawings per text; the best by score counts.")
-  flags.DEFINE_string("ranker", "", "Imported CLIP that scores; else own stage 0.")
-  flags.DEFINE_string("inception", "", "Weight file of Inception, for the FID.")
+  command_line.define_path("ranker", "", "Imported CLIP that scores; else own stage 0.")
+  command_line.define_path("inception", "", "Weight file of Inception, for the FID.")
   flags.DEFINE_float("guidance", None, "Guidance of the codes.")
   flags.DEFINE_integer("top_k", None, "Codes to sample from.")
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")
@@ -109,7 +110,7 @@ def main(argv: list[str]) -> None:
       " lavit_jax.evaluate_model vqa --model=DIR --annotations=vqa.json ..."
     )
   name, given = argv[1], flags.FLAGS
-  try:
+  with command_line.in_sentences():
     entries = annotations.read(
       given.annotations, name, given.protocol if name == "vqa" else ""
     )
@@ -119,8 +120,6 @@ def main(argv: list[str]) -> None:
     facts = benchmark.facts_of(model)
     where = (given.annotations, facts, given.target, given.retry_failed)
     made = benchmark.run(name, task, entries, *where)
-  except ValueError as error:
-    sys.exit(f"error: {error}")
   if made is not None:
     print(json.dumps(made["figures"], indent=2))
     for own in made["failed"]["first"]:

@@ -28,6 +28,7 @@ import sys
 from absl import app, flags
 from tqdm import tqdm
 
+from lavit_jax.core import command_line
 from lavit_jax.data import (
   bad,
   conversion,
@@ -136,10 +137,8 @@ def main(argv: list[str]) -> None:
   """Command line entry."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
-  try:
+  with command_line.in_sentences():
     _prepare()
-  except (ValueError, OSError) as error:  # OSError: a full disk, missing rights
-    sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

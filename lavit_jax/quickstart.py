@@ -11,11 +11,11 @@ Figures are measured on a validation split; `--split=test` measures them once mo
 more cases, on pictures that nothing was chosen by.
 """
 
-import sys
-
 from absl import app, flags, logging
 
-WORKDIR = flags.DEFINE_string(
+from lavit_jax.core import command_line
+
+WORKDIR = command_line.define_path(
   "workdir", "runs/quickstart", "Folder of the whole run.", allow_override=True
 )
 SMOKE = flags.DEFINE_boolean("smoke", False, "A run through everything in minutes.")
@@ -37,11 +37,9 @@ def main(argv: list[str]) -> None:
   from lavit_jax.toy import quickstart_run  # the product itself runs without the toy
 
   logging.set_verbosity(logging.WARNING)  # the checkpointer tells too much otherwise
-  try:
+  with command_line.in_sentences():
     size = quickstart_run.SMALL if SMOKE.value else quickstart_run.FULL
     quickstart_run.run(WORKDIR.value, size, SEED.value, SPLIT.value)
-  except ValueError as error:
-    sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
