@@ -4,9 +4,10 @@
     -> report.html
 
 No download is needed. The same command continues where it was interrupted; finished
-parts are skipped. `--smoke` runs all of it on a fiftieth of the work, in a minute or
-two: the figures then mean nothing. `--seed` makes another run of the same recipe, and
-`python -m lavit_jax.toy.report.spread RUN RUN ...` tells how far such runs lie apart.
+parts are skipped. `--smoke` runs all of it on a fiftieth of the work, in about five
+minutes on two cores, most of which compile; the figures then mean nothing. `--seed`
+makes another run of the same recipe, `python -m lavit_jax.toy.report.spread RUN RUN ...`
+tells how far such runs lie apart, `python -m lavit_jax.compare RUN RUN ...` shows them.
 Figures are measured on a validation split; `--split=test` measures them once more, with
 more cases, on pictures that nothing was chosen by.
 """
@@ -18,7 +19,9 @@ from lavit_jax.core import command_line
 WORKDIR = command_line.define_path(
   "workdir", "runs/quickstart", "Folder of the whole run.", allow_override=True
 )
-SMOKE = flags.DEFINE_boolean("smoke", False, "A run through everything in minutes.")
+SMOKE = flags.DEFINE_boolean(
+  "smoke", False, "A run through everything, about five minutes."
+)
 SEED = flags.DEFINE_integer(
   "seed", 0, "Seed of weights, data order and selection.", allow_override=True
 )

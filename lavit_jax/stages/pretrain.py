@@ -295,9 +295,12 @@ def evaluator(config, mesh: Mesh, model, tower, frozen, held_out, whole=all_trai
 
 
 def _means(sums: dict[str, float]) -> dict[str, float]:
+  """Figures of each kind of target that the held-out data has."""
   figures = {}
   for name in KINDS:
-    count = max(sums[f"{name}_count"], 1.0)
+    count = sums[f"{name}_count"]
+    if not count:
+      continue  # a loss of 0 would read as a perfect one
     figures[f"loss_{name}"] = sums[f"{name}_sum"] / count
     figures[f"accuracy_{name}"] = sums[f"{name}_correct"] / count
   return figures
