@@ -6,8 +6,8 @@
 No download is needed. The same command continues where it was interrupted; finished
 parts are skipped. `--smoke` runs all of it on a fiftieth of the work, in about five
 minutes on two cores, most of which compile; the figures then mean nothing. `--seed`
-makes another run of the same recipe, `python -m lavit_jax.toy.report.spread RUN RUN ...`
-tells how far such runs lie apart, `python -m lavit_jax.compare RUN RUN ...` shows them.
+makes another run of the same recipe; `python -m lavit_jax.toy.report.spread RUN RUN`
+tells how far such runs lie apart, `python -m lavit_jax.compare RUN RUN` shows them.
 Figures are measured on a validation split; `--split=test` measures them once more, with
 more cases, on pictures that nothing was chosen by.
 """

@@ -22,7 +22,7 @@ PatchPainter = Callable[[api.LaVIT, np.ndarray], Sequence[np.ndarray]]
 COUNT = 10
 TILE = 96  # pixels of a picture in the grid
 TEXT_WIDTH = 560
-LETTERS, LINES = 68, 3  # of a text beside a picture, in Pillow's own font
+LETTERS, LINES = 55, 3  # of a text beside a picture, in Pillow's own font
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,8 @@ import re
 import fake_findings
 import pytest
 
-from lavit_jax.toy.report import headline, page, writer
+from lavit_jax.toy.report import headline, writer
+from lavit_jax.training import page
 
 FIGURES = (
   "kept_share",

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from lavit_jax.toy.pixel_figures import PixelExample, PixelFindings
-from lavit_jax.toy.report import headline, page
+from lavit_jax.toy.report import headline
+from lavit_jax.training import page
 
 NO_PIXELS = (
   "<p>This model has no pixel decoder: drawing ends at reconstructed features. The"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lavit_jax.toy.report import page
+from lavit_jax.training import page
 
 # What each figure is called, by group. Figures of other names are shown as they are.
 TITLES = {

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lavit_jax.toy import findings, world
-from lavit_jax.toy.report import drawn, headline, overlays, page
-from lavit_jax.training import plots
+from lavit_jax.toy.report import drawn, headline, overlays
+from lavit_jax.toy.report.patch_grid import patch_grid
+from lavit_jax.training import page, plots
 
 # Lines beside the loss, by stage.
 BESIDE = {
@@ -241,7 +242,7 @@ def _grids(findings: findings.Findings) -> str:
 
 
 def _grid(example: findings.GridExample) -> str:
-  pair = page.pixels(example.image, 112, example.title) + page.patch_grid(
+  pair = page.pixels(example.image, 112, example.title) + patch_grid(
     example.color, example.shape, 112
   )
   caption = page.text(example.title)
