@@ -86,6 +86,11 @@ figcaption { font-size: 13px; line-height: 1.35; margin-top: 5px; }
   grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); }
 .beside figure { margin: 0; }
 img.sheet { width: 100%; height: auto; display: block; border-radius: 4px; }
+.patches { position: relative; width: 224px; }
+.patches a { position: absolute; }
+.patches a:hover { outline: 2px solid var(--accent); }
+.strip .peek { display: none; scroll-margin-top: 330px; }
+.strip .peek:target { display: flex; }
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; }
 pre { background: var(--wash); padding: 14px 16px; overflow-x: auto; font-size: 13px;
   line-height: 1.45; border-radius: 4px; }
