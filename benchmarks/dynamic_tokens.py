@@ -26,7 +26,15 @@ import numpy as np
 from PIL import Image
 
 from lavit_jax.core import sharding, vocabulary
-from lavit_jax.data import images, mixture, pack_plan, pipeline, records, rows
+from lavit_jax.data import (
+  images,
+  mixture,
+  numerics,
+  pack_plan,
+  pipeline,
+  records,
+  rows,
+)
 from lavit_jax.models import lavit, vit
 from lavit_jax.stages import pretrain
 from lavit_jax.training import base, feed, optimizer, train_state
@@ -106,6 +114,7 @@ def make_side(folder: pathlib.Path, name: str) -> Side:
   prepared = records.Records(folder / "r")
   facts = dict(visual_tokenizer="-", text_tokenizer="-", resize=images.RESIZE_VERSION)
   facts |= dict(image_size=224, patches=PATCHES, num_codes=WORDS.num_codes, dtype="-")
+  facts["numerics"] = numerics.VERSION
   writer = records.SidecarWriter(prepared, folder / "codes", facts)
   rng, sidecars = np.random.default_rng(2), []
   for i, keep in enumerate(keep_masks(name == "dynamic")):

@@ -33,6 +33,9 @@ def base(stage: str, **fields) -> ml_collections.ConfigDict:
       # Seconds of one step, evaluation or save after which every host prints where it
       # is; 0 for never.
       step_timeout=1800,
+      # Seconds of the same after which a host that hangs ends with status 75, for a
+      # supervisor to give the command again; 0 for never.
+      end_hung=0,
       # Steps in a row without finite gradients that end the run; 0 for never.
       skip_limit=20,
       data_threads=16,

@@ -21,8 +21,8 @@ def get_config(variant: str = "tiny"):
     num_steps=380,
     batch_size=64,
     model=dict(vit=vit.VARIANTS["tiny"], text=clip.TEXT_VARIANTS["tiny"]),
-    # Model directory whose vision encoder to start from; "" is random.
-    warm_start="",
+    # Model directory whose vision encoder to start from, or "random".
+    warm_start="random",
     # Classes of each patch-word head, the last one background where it is a word.
     words=dict(
       color=dict(classes=9, background_weight=0.2),
@@ -31,7 +31,8 @@ def get_config(variant: str = "tiny"):
     word_weight=1.0,
     # Pictures of the mixture behind the whitening buffer.
     whitening_pictures=3000,
-    data=dict(train="", eval="", text_tokenizer="", shuffle_seed=0),
+    # data.skip: rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+    data=dict(train="", eval="", text_tokenizer="", shuffle_seed=0, skip=""),
     optimizer=optimizer.default_config(
       learning_rate=1e-3, warmup_steps=100, beta2=0.98, weight_decay=0.05
     ),

@@ -36,6 +36,8 @@ def get_config(variant: str = "tiny"):
     # directory carries it.
     decoding=decoding.VARIANTS[variant],
     loss_chunks=8,
+    # Weight of the squared log-normalizer of the softmax; 0, as in the paper, is none.
+    z_loss=0.0,
     # Which patches are kept is noise; what is to be learnt here is the text.
     kind_weights=dict(
       text=1.0, codes_after_text=1.0, codes_of_image=0.0, text_after_image=1.0
@@ -44,6 +46,8 @@ def get_config(variant: str = "tiny"):
       train="",
       eval="",
       shuffle_seed=2,
+      # Rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+      skip="",
       row_length=2048,
       images_per_row=0,
       # Rows to plan, old ones included, before they repeat: here the whole run.

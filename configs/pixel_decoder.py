@@ -25,8 +25,9 @@ def get_config(variant: str = "sd15"):
     # Model directory with the visual tokenizer that made the codes.
     init_from="",
     # Model directory with the parts unet and vae (and null_condition for SD 1.5), e.g.
-    # a converted Stable Diffusion folder; the tiny variant starts from nothing.
-    warm_start="",
+    # a converted Stable Diffusion folder. "random", as in the tiny variant, must be
+    # asked for by name.
+    warm_start="random" if variant == "tiny" else "",
     num_steps=20_000,  # as the paper, from Stable Diffusion 1.5
     batch_size=2048,  # not published; that of the paper's stage 1
     # Eight pictures at a time per chip, or more: with fewer the compiler for TPUs pads
@@ -46,7 +47,8 @@ def get_config(variant: str = "sd15"):
     ratios={"1:1": (512, 512)},
     # How pictures are sampled when nothing else is asked for.
     sampling=dict(steps=25, guidance=7.0, solver="ddim"),
-    data=dict(train="", eval="", shuffle_seed=3),
+    # data.skip: rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+    data=dict(train="", eval="", shuffle_seed=3, skip=""),
     # Not published; Video-LaVIT's detokenizer (same group) used 5e-5 and 1e-3.
     optimizer=optimizer.default_config(
       learning_rate=5e-5, warmup_steps=1000, beta2=0.99, weight_decay=0.001

@@ -22,8 +22,8 @@ def get_config(variant: str = "tiny"):
     # Model directory with the parts vit, visual_tokenizer and codebook.
     init_from="",
     # Model directory whose LLaMA (plain, or over the joint vocabulary) to start from,
-    # with merger and vit_proj if it has them; "" is random.
-    warm_start="",
+    # with merger and vit_proj if it has them. "random" must be asked for by name.
+    warm_start="random" if variant == "tiny" else "",
     num_steps=20_000,
     batch_size=2048,
     # One row per chip of a 64-chip slice at a time: scores of 2048 x 2048 are large.
@@ -34,6 +34,8 @@ def get_config(variant: str = "tiny"):
     decoding=decoding.VARIANTS[variant],
     # Pieces of the vocabulary in the loss: the logits never exist at once.
     loss_chunks=8,
+    # Weight of the squared log-normalizer of the softmax; 0, as in the paper, is none.
+    z_loss=0.0,
     # Weight of a token's loss by what it is; the paper weighs every position alike.
     kind_weights=dict(
       text=1.0, codes_after_text=1.0, codes_of_image=1.0, text_after_image=1.0
@@ -43,6 +45,8 @@ def get_config(variant: str = "tiny"):
       eval="",
       text_tokenizer="",
       shuffle_seed=2,
+      # Rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+      skip="",
       row_length=2048,
       # Image slots per row; 0 lets the mixture decide.
       images_per_row=0,

@@ -20,9 +20,9 @@ def get_config(variant: str = "tiny"):
     "visual_tokenizer",
     # Model directory with the parts vit and, for the toy world, whitening.
     init_from="",
-    # Model directory whose visual tokenizer and codebook to start from; "" is random.
-    # With phase_a_steps=0 the codebook stays as it comes.
-    warm_start="",
+    # Model directory whose visual tokenizer and codebook to start from, or "random", as
+    # in the paper. With phase_a_steps=0 the codebook stays as it comes.
+    warm_start="random",
     num_steps=50_000,
     # Steps without lookup; they train selector and merger. Then the selector is frozen
     # and codes arrive.
@@ -31,12 +31,17 @@ def get_config(variant: str = "tiny"):
     model=visual_tokenizer.VARIANTS["lavit"],
     keep_share=1 / 3,  # rho of the paper
     rate_weight=2.0,  # lambda of the paper
+    # Weight of the comparison of two masks of a picture, in phase a. The paper has the
+    # straight-through gradient alone, which is 0 here; that gradient fades once
+    # reconstructions are good (stages/reconstruction.py).
+    mask_comparison=1.0,
     commitment_weight=0.25,  # not published; the usual value of VQ-VAE
     ema_decay=0.99,  # not published; BEiT-v2's value
     revive_below=0.1,  # codes used less per step take a current vector
     kmeans_per_code=64,
     kmeans_iterations=10,
-    data=dict(train="", eval="", shuffle_seed=1),
+    # data.skip: rows of the stream to leave out, FIRST:LAST,... (docs/training.md).
+    data=dict(train="", eval="", shuffle_seed=1, skip=""),
     # Not published; Video-LaVIT's tokenizer (same group) used 1e-4, (0.9, 0.99), 1e-3.
     optimizer=optimizer.default_config(
       learning_rate=1e-4, warmup_steps=5000, beta2=0.99, weight_decay=0.001
@@ -55,7 +60,9 @@ def get_config(variant: str = "tiny"):
     config.update(tiny)
     config.model = visual_tokenizer.VARIANTS["tiny"]
     config.optimizer = optimizer.default_config(
-      learning_rate=2e-3,
+      name="muon",  # at as many steps a third of AdamW's loss is left
+      learning_rate=3e-3,
+      groups=dict(selector=0.5),
       warmup_steps=50,
       schedule="linear",
       flat_fraction=0.6,

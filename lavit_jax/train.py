@@ -4,7 +4,8 @@
         --workdir=runs/pretrain --config.mesh.fsdp=-1 --config.num_steps=500
 
 The same command resumes from the newest checkpoint of --workdir. Any field of the
-config can be overridden on the command line; misspelt fields are refused. At the end
+config can be overridden on the command line; misspelt fields are refused. --resume_step
+and --change steer a run that has begun (docs/training.md). At the end
 --workdir/model holds what the next stage, infer and evaluate_model read. On several
 hosts, give each the same command (`lavit_jax/training/hosts.py`).
 """
@@ -18,6 +19,7 @@ from ml_collections import config_flags
 from lavit_jax.core import command_line
 from lavit_jax.planning import programs, topology
 from lavit_jax.stages import (
+  resuming,
   samples,
   stage_run,
 )
@@ -34,6 +36,12 @@ PROFILE = flags.DEFINE_string(
 REPORT_MESH = flags.DEFINE_integer(
   "report_mesh", 0, "Say what so many devices would hold, without any, and stop."
 )
+RESUME_STEP = flags.DEFINE_integer(
+  "resume_step", None, "Go back to the checkpoint of this step; later ones are dropped."
+)
+CHANGE = flags.DEFINE_list(
+  "change", [], "Config fields that a resumed run may change, e.g. num_steps."
+)
 WORKDIR = command_line.define_path("workdir", None, "Run folder; resumed if it exists.")
 
 
@@ -45,7 +53,8 @@ def _report_without_devices(config: ml_collections.ConfigDict, count: int) -> No
       f" {config.stage!r}"
     )
   topology.without_chips()
-  mesh = mesh_report.without_devices(dict(config.mesh), count)
+  split = programs.widths_of(config)
+  mesh = mesh_report.without_devices(dict(config.mesh), count, split)
   arguments = programs.STEPS[config.stage](config, mesh).arguments
   groups = mesh_report.groups_of(arguments["state"], arguments["frozen"])
   estimate = mesh_report.activation_bytes(config, mesh)
@@ -86,7 +95,8 @@ def main(argv: list[str]) -> None:
       return _report_without_devices(CONFIG.value, REPORT_MESH.value)
     hosts.start()
     paint = _patch_painter(CONFIG.value)
-    seconds = stage_run.run(CONFIG.value, WORKDIR.value, PROFILE.value, paint)
+    asked = resuming.Asked(RESUME_STEP.value, tuple(CHANGE.value))
+    seconds = stage_run.run(CONFIG.value, WORKDIR.value, PROFILE.value, paint, asked)
   if hosts.is_primary():
     print(f"finished in {seconds['total']:.0f} s: {WORKDIR.value}")
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lavit_jax.core import vocabulary
-from lavit_jax.data import images, records
+from lavit_jax.data import images, numerics, records
 
 SIZE, PATCHES = 8, 4
 VOCABULARY = vocabulary.Vocabulary(text_size=40, num_codes=24)
@@ -15,6 +15,7 @@ FACTS = {
   "patches": PATCHES,
   "num_codes": 24,
   "dtype": "float32",
+  "numerics": numerics.VERSION,
 }
 
 

@@ -84,7 +84,13 @@ def expand(given: Sequence[str], suffixes: tuple[str, ...] = ()) -> list[str]:
 
 def split(text: str) -> list[str]:
   """Cuts a list at its commas, but not inside braces or names of files."""
-  pieces = re.split(r",(?![^{}]*\})", text)
+  pieces, depth = [""], 0
+  for sign in text:
+    depth += (sign == "{") - (sign == "}")
+    if sign == "," and depth <= 0:
+      pieces.append("")
+    else:
+      pieces[-1] += sign
   found, first = [], 0
   while first < len(pieces):
     count = next(

@@ -18,11 +18,13 @@ class TokenLoss:
     losses: float32[B, L] loss of each position, 0 where masked.
     count: float32[] number of supervised positions.
     correct: float32[B, L] 1 where the target is the most probable id, 0 where masked.
+    normalizer: float32[B, L] logarithm of the softmax's sum, 0 where masked.
   """
 
   losses: jax.Array
   count: jax.Array
   correct: jax.Array
+  normalizer: jax.Array
 
 
 @jax.custom_vjp
@@ -110,9 +112,10 @@ def next_token(
   else:
     carry, _ = jax.lax.scan(jax.checkpoint(piece), carry, (pieces, ids))
   peak, total, target_logit = carry
-  losses = jnp.where(mask, peak + jnp.log(total) - target_logit, 0.0)
+  normalizer = jnp.where(mask, peak + jnp.log(total), 0.0)
+  losses = jnp.where(mask, normalizer - target_logit, 0.0)
   correct = (mask & (target_logit >= peak)).astype(jnp.float32)
-  return TokenLoss(losses, mask.sum(dtype=jnp.float32), correct)
+  return TokenLoss(losses, mask.sum(dtype=jnp.float32), correct, normalizer)
 
 
 def feature_cosine(features: jax.Array, reconstructed: jax.Array) -> jax.Array:

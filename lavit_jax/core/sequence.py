@@ -54,3 +54,26 @@ def packed_mask(segment_ids: jax.Array) -> jax.Array:
 def next_tokens(tokens: jax.Array) -> jax.Array:
   """Targets of int32[B, L] tokens: the token one to the right (0 after the last)."""
   return jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+
+
+def percentiles(counts: jax.Array, most: int, valid: jax.Array) -> dict[str, jax.Array]:
+  """The counts that a tenth, a half and nine tenths of all do not exceed.
+
+  They are read off the share of every count, so that devices exchange `most` + 1
+  numbers, and nothing is sorted over devices.
+
+  Args:
+    counts: int32[...] between 0 and `most`.
+    most: the largest possible one.
+    valid: bool[...] which count.
+
+  Returns:
+    int32[] each by name, "p10", "p50" and "p90"; 0 where nothing is valid.
+  """
+  below = (counts[..., None] <= jnp.arange(most + 1)) & valid[..., None]
+  below = below.sum(tuple(range(counts.ndim)))  # [most + 1]
+  total = below[-1]
+  return {
+    f"p{share}": jnp.argmax(below * 100 >= total * share).astype(jnp.int32)
+    for share in (10, 50, 90)
+  }

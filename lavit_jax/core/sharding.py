@@ -36,12 +36,18 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def resolve_mesh_shape(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
+def resolve_mesh_shape(
+  sizes: Mapping[str, int], num_devices: int, widths: Sequence[int] = ()
+) -> dict[str, int]:
   """Fills the one -1 of a mesh request and checks it against the devices.
+
+  An open `fsdp` takes the largest size that divides every width, and `data` what then
+  is left: a width that fsdp does not divide would be whole on every device.
 
   Args:
     sizes: size by mesh axis; missing axes are 1, at most one is -1 ("the rest").
     num_devices: devices to spread over.
+    widths: dimensions of the model that fsdp splits.
 
   Returns:
     Size of each axis in `MESH_AXES`, their product equal to `num_devices`.
@@ -64,18 +70,25 @@ def resolve_mesh_shape(sizes: Mapping[str, int], num_devices: int) -> dict[str, 
       f" from {divisors} or set one axis to -1"
     )
   if open_axes:
-    shape[open_axes[0]] = num_devices // fixed
+    rest = num_devices // fixed
+    taken = math.gcd(rest, *widths) if open_axes == ["fsdp"] else rest
+    shape[open_axes[0]] = taken
+    shape["data"] *= rest // taken
   return shape
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+  sizes: Mapping[str, int],
+  devices: Sequence[Any] | None = None,
+  widths: Sequence[int] = (),
+) -> Mesh:
   """Builds the device mesh with axes `MESH_AXES` from sizes such as {"fsdp": -1}.
 
   Where the devices are those of several slices, `data` spans the slices: between them
   there is only the network, and gradients cross it once per step.
   """
   devices = jax.devices() if devices is None else devices
-  shape = resolve_mesh_shape(sizes, len(devices))
+  shape = resolve_mesh_shape(sizes, len(devices), widths)
   slices = len({getattr(device, "slice_index", None) for device in devices})
   if slices > 1:
     return _mesh_of_slices(shape, slices, devices)

@@ -8,24 +8,26 @@ codes describe all of it. Batches hold pictures of one size.
 """
 
 import functools
-import io
 import zlib
 from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
 
-from lavit_jax.data import images, records, shards
+from lavit_jax.data import bad, images, records, shards
 
-SIZES = "picture_sizes.npz"
+SIZES = "upright_sizes.npz"
 MAX_BAD = 20  # unreadable pictures in a row of one size before the source gives up
 
 
 def read_sizes(prepared: records.Records) -> np.ndarray:
   """Height and width int32[N, 2] of a folder's pictures; 0 without one.
 
-  They are read from the pictures' headers once and stored beside the records.
+  The index of the records holds them. For folders of earlier versions they are read
+  from the pictures' headers once and stored beside the records.
   """
+  if prepared.size is not None:
+    return prepared.size
   path = prepared.folder / SIZES
   fingerprint = np.frombuffer(prepared.manifest["fingerprint"].encode(), np.uint8)
   if path.exists():
@@ -35,9 +37,8 @@ def read_sizes(prepared: records.Records) -> np.ndarray:
   sizes = np.zeros((len(prepared.image), 2), np.int32)
   for i in np.flatnonzero(prepared.image):
     try:
-      with Image.open(io.BytesIO(prepared[int(i)]["image"])) as picture:
-        sizes[i] = picture.size[::-1]
-    except OSError:
+      sizes[i] = images.upright_size(prepared[int(i)]["image"])[::-1]
+    except bad.BadRecord:
       continue  # the feed names it when it decodes it
   shards.write_arrays(path, sizes=sizes, fingerprint=fingerprint)
   return sizes
@@ -85,6 +86,10 @@ class CodedPictures:
 
   def __len__(self) -> int:
     return len(self.positions)
+
+  def ids(self, index: int) -> list[str]:
+    """Record id of a picture."""
+    return [self.prepared[int(self.positions[index])]["id"]]
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     record = self.prepared[int(self.positions[index])]

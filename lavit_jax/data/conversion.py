@@ -1,38 +1,45 @@
 """From somebody's data to prepared shards: one pure function from part to shard.
 
-    source -> parts -> convert(job) in any process, in any order -> finish -> manifest
+    source -> parts -> convert(job) in any process, in any order -> shard, index, report
 
-A shard counts once its report is there; the report is written last. A killed run leaves
-nothing but finished shards and files ending in .tmp, so the same call continues it.
+A shard counts once its report is there; the report is written last. It tells what the
+shard was made of and its checksum, so that `ensure` makes again what is missing, has
+been damaged, or whose input has changed.
 """
 
 import dataclasses
-import fcntl
 import hashlib
-import io
 import os
-import socket
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import msgpack
-import numpy as np
 from etils import epath
 
-from lavit_jax.data import bad, images, records, shards
+from lavit_jax.data import bad, choosing, images, record_index, records, shards
+from lavit_jax.data.sources import (
+  coco,
+  folder,
+  jsonl,
+  parquet,
+  tfds,
+  vqa,
+  webdataset,
+)
 from lavit_jax.data.sources import fields as naming
-from lavit_jax.data.sources import folder, jsonl, parquet, tfds, webdataset
-from lavit_jax.data.sources.parts import Part
+from lavit_jax.data.sources.parts import Item, Part
 
 SOURCES = {
+  "coco": coco,
   "folder": folder,
   "jsonl": jsonl,
   "parquet": parquet,
   "tfds": tfds,
+  "vqa": vqa,
   "webdataset": webdataset,
 }
-PLAN = "prepare.json"  # what an unfinished folder is being made of
-REPORT = "report.json"
-LONGEST_KEY = 500  # characters
+LONGEST_KEY, LONGEST_FILE = 500, 200  # characters
+SUFFIX = ".array_record"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +50,24 @@ class Job:
     source: name in SOURCES.
     part: what to read.
     fields: which fields of a row to read.
+    choice: which records are wanted.
     target: folder of the shards.
-    file: name of the shard in it.
   """
 
   source: str
   part: Part
   fields: naming.Fields
+  choice: choosing.Choice
   target: str
-  file: str
+
+  @property
+  def file(self) -> str:
+    """Name of the shard: it follows from the part alone."""
+    name = quote(self.part.name.replace("/", "--"), safe="+ ").replace(" ", "_")
+    digest = hashlib.sha256(self.part.name.encode()).hexdigest()
+    if len(name) > LONGEST_FILE or name != self.part.name:
+      name = f"{name[:LONGEST_FILE]}-{digest[:8]}"
+    return f"{self.source}-{name}{SUFFIX}"
 
   @property
   def shard(self) -> epath.Path:
@@ -68,52 +84,66 @@ class Job:
     """Path of the shard's rows of the index."""
     return epath.Path(self.target) / "parts" / f"{self.file}.npz"
 
-
-def plan(
-  source: str,
-  inputs: list[str],
-  target: str,
-  fields: naming.Fields,
-  records_per_shard: int,
-) -> list[Job]:
-  """Lists the jobs of a run; equal inputs give an equal list."""
-  parts = SOURCES[source].parts(inputs, records_per_shard)
-  if not parts:
-    raise ValueError(
-      f"expected data in {', '.join(inputs)}, got none; give more inputs"
-    )
-  number = len(parts)
-  if len({part.name for part in parts}) < number:
-    raise ValueError(
-      "expected inputs of different names, got two alike; ids begin with the name of"
-      " their input, so rename one"
-    )
-  return [
-    Job(source, part, fields, target, f"{source}-{i:05d}-of-{number:05d}.array_record")
-    for i, part in enumerate(parts)
-  ]
+  @property
+  def settings(self) -> dict:
+    """What besides the input decides the records."""
+    return dataclasses.asdict(self.fields) | dataclasses.asdict(self.choice)
 
 
-def read(job: Job) -> Iterator[tuple[str, dict | bad.BadRecord]]:
-  """Yields (id, checked record or what is wrong with it), in the part's order."""
-  seen = set()
-  for key, found in SOURCES[job.source].read(job.part, job.fields):
+@dataclasses.dataclass(frozen=True)
+class ReadItem:
+  """What becomes of one place of the input.
+
+  Attributes:
+    name: id of the record.
+    found: the checked record, or why there is none.
+    size: bytes of the part that it takes.
+    cut: as `parts.Item`.
+  """
+
+  name: str
+  found: dict | bad.BadRecord
+  size: int
+  cut: str
+
+
+def read(job: Job) -> Iterator[ReadItem]:
+  """Yields the records of a part, checked, and what is not one, in order."""
+  seen = {}
+  for item in SOURCES[job.source].read(job.part, job.fields):
+    key = item.key
+    if len(key) > LONGEST_KEY:
+      digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+      key = f"{key[: LONGEST_KEY - 20]}~{digest[:16]}"
+    if not isinstance(item.found, bad.BadRecord):
+      seen[key] = seen.get(key, 0) + 1
+      if seen[key] > 1:  # several questions about one picture share its id
+        key = f"{key}#{seen[key]}"
     name = bad.printable(f"{job.part.name}/{key}")
-    try:
-      if isinstance(found, bad.BadRecord):
-        raise found
-      if key in seen:
-        raise bad.BadRecord("a duplicate key", "an earlier record of the part has it")
-      if len(key) > LONGEST_KEY:
-        raise bad.BadRecord("a key too long", f"{len(key)} characters")
-      if not found["image"] and found["texts"][0]["task"] != "text":
-        raise bad.BadRecord("a picture of zero bytes")
-      if found["image"]:
-        images.check(found["image"])
-      seen.add(key)
-      yield name, {"id": name, **found}
-    except bad.BadRecord as error:
-      yield name, error
+    yield ReadItem(name, _checked(job, name, item), item.size, item.cut)
+
+
+def _checked(job: Job, name: str, item: Item) -> dict | bad.BadRecord:
+  if isinstance(item.found, bad.BadRecord):
+    return item.found
+  record, size = {"id": name, **item.found}, (0, 0)
+  row = record.pop("row", {})
+  try:
+    if not record["image"] and not _is_text(record):
+      raise bad.BadRecord("a picture of zero bytes")
+    choosing.check_side(record, job.choice)
+    if record["image"]:
+      size = images.check(record["image"])
+    choosing.check_filters(size, row, job.choice)
+    if job.choice.max_image_size and record["image"]:
+      record["image"] = images.shrink(record["image"], job.choice.max_image_size)
+  except bad.BadRecord as error:
+    return error
+  return record
+
+
+def _is_text(record: dict) -> bool:
+  return bool(record["texts"]) and record["texts"][0]["task"] == "text"
 
 
 def convert(job: Job) -> None:
@@ -122,152 +152,81 @@ def convert(job: Job) -> None:
   Raises:
     ValueError: the input itself is missing or is not what the source says.
   """
-  tally, digest, rows = bad.Tally(), hashlib.sha256(), []
+  stamp = SOURCES[job.source].stamp(job.part)
+  tally, digest, rows, cut = bad.Tally(), hashlib.sha256(), [], ""
+  (epath.Path(job.target) / shards.MANIFEST).unlink(missing_ok=True)
   written = shards.temporary(job.shard)
   writer = shards.open_writer(written)
-  for name, found in read(job):
-    if isinstance(found, bad.BadRecord):
-      tally.add(name, found)
+  for item in read(job):
+    cut = max(cut, item.cut, key=("", "likely", "surely").index)
+    if isinstance(item.found, bad.BadRecord):
+      tally.add(item.name, item.found, item.size)
       continue
-    packed = msgpack.packb(found)
+    packed = msgpack.packb(item.found)
     writer.write(packed)
     digest.update(packed)
-    rows.append(records.index_row(found))
+    rows.append(record_index.row(item.found, records.TASKS))
     tally.good += 1
+    tally.kept += item.size
   writer.close()
+  facts = {
+    "part": dataclasses.asdict(job.part),
+    "settings": job.settings,
+    "input": stamp,
+    "cut": cut,
+    "fingerprint": digest.hexdigest(),
+    "shard": checksum(written),
+    "bytes_of_shard": epath.Path(written).stat().length,
+  }
   shards.publish(written, job.shard)
-  shards.write_arrays(job.index, **records.index_arrays(rows))
-  facts = {"part": job.part.name, "fingerprint": digest.hexdigest()}
+  shards.write_arrays(job.index, **record_index.arrays(rows))
+  facts["index"] = checksum(job.index)
+  _weigh(tally, job.part.size)
   shards.write_json(job.report, facts | tally.as_dict())
 
 
-# Runs
+def _weigh(tally: bad.Tally, size: int) -> None:
+  """Makes the bytes of all items add up to those of the part.
 
-
-class Run:
-  """A run of `prepare` over a target folder: begun, continued or finished.
-
-  A local folder is its own until `close`: a second run there is refused.
-
-  Attributes:
-    jobs: all jobs, in shard order.
-    target: folder of the shards.
+  Compressed parts count in another unit. What lies between the items of others, such
+  as the end mark of a tar, belongs to what is kept.
   """
-
-  def __init__(self, jobs: list[Job]):
-    """Begins or continues a run; a run of other inputs is refused."""
-    self.jobs, self.target = jobs, epath.Path(jobs[0].target)
-    (self.target / "parts").mkdir(parents=True, exist_ok=True)
-    self._lock = _lock(self.target)
-    try:
-      self._begin()
-    except BaseException:
-      self.close()  # else whoever keeps the error would keep the lock
-      raise
-
-  def _begin(self) -> None:
-    """Writes what is being made, or checks that it is the same."""
-    path, facts = self.target / PLAN, _facts(self.jobs)
-    if path.exists():
-      _check_same(shards.read_json(path), facts, self.target)
-    else:
-      if (self.target / shards.MANIFEST).exists():
-        raise ValueError(
-          f"expected a new folder, got other records in {self.target}; give another"
-          " --target"
-        )
-      shards.write_json(path, facts)
-    for old in (*self.target.glob("*.tmp"), *self.target.glob("parts/*.tmp")):
-      old.unlink()
-
-  def close(self) -> None:
-    """Lets another run have the folder, whether this one finished or failed."""
-    if self._lock is not None:
-      self._lock.close()
-
-  def missing(self) -> list[Job]:
-    """Returns the jobs still to be done."""
-    done = {path.name for path in (self.target / "parts").iterdir()}
-    return [job for job in self.jobs if job.report.name not in done]
-
-  def tally(self) -> bad.Tally:
-    """Returns the counts of all finished shards."""
-    return bad.merge(tally_of(job) for job in self.jobs if job.report.exists())
-
-  def finish(self, max_bad: float) -> dict:
-    """Writes report, index and manifest; every shard must be there.
-
-    Args:
-      max_bad: largest share of bad records.
-
-    Returns:
-      The manifest.
-    """
-    tally = self.tally()
-    shards.write_json(self.target / REPORT, tally.as_dict())
-    check(tally, max_bad, self.target)
-    rows, counts, digest = [], [], hashlib.sha256()
-    for job in self.jobs:
-      report = shards.read_json(job.report)
-      digest.update(report["fingerprint"].encode())
-      rows.append(shards.read_arrays(job.index))
-      counts.append(report["good"])
-    index = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-    files = [job.file for job in self.jobs]
-    return records.finish(self.target, files, counts, index, digest.hexdigest())
+  others = [entry for entry in tally.reasons.values() if entry["bytes"]]
+  total = tally.kept + sum(entry["bytes"] for entry in others)
+  if total > size:
+    for entry in others:
+      entry["bytes"] = entry["bytes"] * size // total
+  tally.kept = size - sum(entry["bytes"] for entry in others)
 
 
-def tally_of(job: Job) -> bad.Tally:
-  """Reads the counts of a finished shard."""
-  report = shards.read_json(job.report)
-  return bad.Tally(report["good"], report["reasons"])
+def checksum(path: epath.PathLike) -> str:
+  """SHA-256 of a file."""
+  with epath.Path(path).open("rb") as file:
+    digest = hashlib.sha256()
+    while data := file.read(1 << 20):
+      digest.update(data)
+    return digest.hexdigest()
 
 
-def summary(target: epath.PathLike) -> str:
-  """Describes the counts of a folder, commonest reason first."""
-  found = shards.read_json(epath.Path(target) / REPORT)
-  return bad.Tally(found["good"], found["reasons"]).summary()
-
-
-def check(tally: bad.Tally, max_bad: float, target: epath.PathLike) -> None:
-  """Stops a run with too many bad records; finished shards stay."""
-  tally.check(
-    max_bad,
-    f"see {os.fspath(target)}/{REPORT}, repair the input into a new target, or accept"
-    " them: the same command with a higher --max_bad goes on",
-  )
-
-
-def _facts(jobs: list[Job]) -> dict:
-  """What must be equal for a run to continue another."""
-  parts = [[j.part.name, j.part.start, j.part.stop, j.part.size] for j in jobs]
-  fields = dataclasses.asdict(jobs[0].fields)
-  return {"source": jobs[0].source, "fields": fields, "parts": parts}
-
-
-def _check_same(found: dict, wanted: dict, target: epath.Path) -> None:
-  if found == wanted:
-    return
-  names = [name for name in wanted if found.get(name) != wanted[name]]
-  raise ValueError(
-    f"expected to continue the run in {target}, got other inputs ({', '.join(names)}"
-    " differ); repeat its flags and files, or give a new --target"
-  )
-
-
-def _lock(target: epath.Path) -> io.TextIOWrapper | None:
-  """Keeps a second run out of a local folder until the file is closed."""
-  if "://" in os.fspath(target):
-    return None
-  file = open(target / "prepare.lock", "w")
+def stands(job: Job) -> bool:
+  """Whether a shard is there, whole, and made of the input as it is now."""
+  if not (job.report.exists() and job.shard.exists() and job.index.exists()):
+    return False
   try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    file.close()
-    raise ValueError(
-      f"expected to write {target} alone, got another prepare at work on"
-      f" {socket.gethostname()}; wait for it, or give a new --target"
-    ) from error
-  except OSError:  # a mount without locks
-    pass
-  return file
+    report = shards.read_json(job.report)
+    same = report["part"]["start"], report["part"]["stop"]
+    if same != (job.part.start, job.part.stop):
+      return False
+    if os.path.exists(job.part.path) or job.source == "tfds":
+      if report["input"] != SOURCES[job.source].stamp(job.part):
+        return False
+    sums = report["shard"], report["index"]
+    return sums == (checksum(job.shard), checksum(job.index))
+  except (KeyError, TypeError, OSError, ValueError):
+    return False  # the report itself is damaged
+
+
+def ensure(job: Job) -> None:
+  """Converts a part unless its shard stands."""
+  if not stands(job):
+    convert(job)

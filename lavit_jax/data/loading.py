@@ -92,7 +92,11 @@ def batches(
   starts = np.cumsum([0, *(s["count"] for s in prepared.manifest["shards"])])
 
   def one(index: int) -> Loaded:
-    return load(prepared[index], size, spell)
+    try:
+      record = prepared[index]
+    except bad.BadRecord as error:  # its id is lost with it
+      return Loaded("{}#{}".format(*prepared.place(index)), None, [], error)
+    return load(record, size, spell)
 
   def asked():
     for number in numbers:

@@ -26,5 +26,5 @@ def convert(jobs: list[conversion.Job], options: str) -> None:
       pipeline
       | beam.Create(jobs)
       | beam.Reshuffle()  # else one worker would keep all
-      | beam.Map(conversion.convert)
+      | beam.Map(conversion.ensure)
     )

@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from lavit_jax.data import shards
+from lavit_jax.data import numerics, record_index, shards
 from lavit_jax.data.packed import (
   pack_codes,
   pack_ids,
@@ -43,6 +43,7 @@ SIDECAR_FACTS = (
   "patches",  # P
   "num_codes",  # K
   "dtype",  # compute dtype: another one may give other codes
+  "numerics",  # numerics.VERSION
 )
 
 
@@ -101,35 +102,20 @@ def write_shards(
     writer.write(packed)
     digest.update(packed)
     counts[-1] += 1
-    rows.append(index_row(record))
+    rows.append(record_index.row(record, TASKS))
   if writer is not None:
     writer.close()
   number = len(counts)
   files = [f"{name}-{i:05d}-of-{number:05d}.array_record" for i in range(number)]
   for i, file in enumerate(files):
     shards.publish(folder / f"{name}-{i:05d}.tmp", folder / file)
-  return finish(folder, files, counts, index_arrays(rows), digest.hexdigest())
-
-
-def index_row(record: dict) -> list[int]:
-  """Returns what the index holds of a record: has a picture, entries by task."""
-  tasks = [entry["task"] for entry in record["texts"]]
-  return [bool(record["image"]), *(tasks.count(task) for task in TASKS)]
-
-
-def index_arrays(rows: list[list[int]]) -> dict[str, np.ndarray]:
-  """Makes the index of N records: image bool[N], entries u16[N, 3]."""
-  table = np.array(rows).reshape(-1, 1 + len(TASKS))
-  return {
-    "image": table[:, 0].astype(bool),
-    "entries": np.minimum(table[:, 1:], 2**16 - 1).astype(np.uint16),
-  }
+  entries = [shards.entry(folder / file, n) for file, n in zip(files, counts)]
+  return finish(folder, entries, record_index.arrays(rows), digest.hexdigest())
 
 
 def finish(
   folder: epath.Path,
-  files: list[str],
-  counts: list[int],
+  files: list[dict],
   index: dict[str, np.ndarray],
   fingerprint: str,
 ) -> dict:
@@ -137,9 +123,9 @@ def finish(
 
   Args:
     folder: folder of the shards.
-    files: shards, in order.
-    counts: records of each.
-    index: `index_arrays` of all records.
+    files: what the manifest holds of each shard, in order: file, count, bytes, and the
+      fingerprint of its records where it has one.
+    index: `record_index.arrays` of all records.
     fingerprint: checksum of all records in order.
 
   Returns:
@@ -152,8 +138,9 @@ def finish(
     "count": len(index["image"]),
     "pictures": int(index["image"].sum()),
     "entries": {task: int(n) for task, n in zip(TASKS, entries)},
+    "pictures_without_text": int((index["entries"].sum(axis=1) == 0).sum()),
     "fingerprint": fingerprint,
-    "shards": [{"file": f, "count": c} for f, c in zip(files, counts)],
+    "shards": files,
   }
   shards.write_json(folder / MANIFEST, manifest)
   return manifest
@@ -166,12 +153,15 @@ class Records(shards.Shards):
     manifest: counts, shards, fingerprint of the ids.
     image: bool[N] which records have a picture.
     entries: u16[N, 3] number of caption, answer and text entries.
+    size: i32[N, 2] height and width of the pictures, upright, 0 without one; None in
+      folders of earlier versions.
   """
 
   def __init__(self, folder: epath.PathLike):
     super().__init__(folder, shards.read_manifest(folder, RECORD_SCHEMA, "prepare"))
     index = shards.read_arrays(self.folder / INDEX)
     self.image, self.entries = index["image"], index["entries"]
+    self.size = index.get("size")
 
   def __getitem__(self, index: int) -> dict:
     return self.read(index)
@@ -348,7 +338,10 @@ class SidecarWriter:
       raise ValueError(
         f"expected every shard, got none for {self.missing()}; write these first"
       )
-    files = self.records.manifest["shards"]
+    files = [
+      shards.entry(self.folder / shard["file"], shard["count"])
+      for shard in self.records.manifest["shards"]
+    ]
     parts = [Lengths(**shards.read_arrays(self._lengths(n))) for n in range(len(files))]
     lengths = join_lengths(parts)
     shards.write_arrays(self.folder / "lengths.npz", **dataclasses.asdict(lengths))
@@ -368,6 +361,7 @@ def check_sidecar(manifest: dict, expected_checksum: str) -> None:
       f"expected a sidecar of the visual tokenizer {expected_checksum}, got one of "
       f"{found}; run python -m lavit_jax.tokenize again with this visual tokenizer"
     )
+  numerics.check(manifest)
 
 
 class Sidecar(shards.Shards):

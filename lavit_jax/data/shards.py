@@ -4,16 +4,20 @@ A folder holds `name-00000-of-00004.array_record` ... and `manifest.json`, which
 written last: without it the folder is unfinished.
 """
 
+import bisect
 import errno
 import io
+import itertools
 import json
 import os
 import tempfile
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_module
 from etils import epath
+
+from lavit_jax.data import bad, readers
 
 MANIFEST = "manifest.json"
 
@@ -104,6 +108,12 @@ def open_writer(path: epath.PathLike) -> array_record_module.ArrayRecordWriter:
   return array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
 
 
+def entry(path: epath.PathLike, count: int) -> dict:
+  """What a manifest holds of a finished shard."""
+  path = epath.Path(path)
+  return {"file": path.name, "count": count, "bytes": path.stat().length}
+
+
 def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
   """Reads and checks the manifest of a finished folder of shards.
 
@@ -134,6 +144,13 @@ def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
       f"expected {len(manifest['shards'])} shards in {folder}, got none at "
       f"{', '.join(missing[:3])}; copy the folder again or run {verb} again"
     )
+  for entry in manifest["shards"]:
+    size = (folder / entry["file"]).stat().length
+    if size != entry.get("bytes", size):
+      raise ValueError(
+        f"expected {entry['bytes']} bytes in {folder / entry['file']}, got {size}: a"
+        f" damaged shard; copy it again, or run the same {verb} again, which repairs it"
+      )
   return manifest
 
 
@@ -144,19 +161,36 @@ class Shards:
     make_folder(folder)
     self.folder = epath.Path(folder)
     self.manifest = manifest
-    # The slice spares opening every shard at start only to count it.
-    paths = [
-      f"{self.folder / s['file']}[0:{s['count']}]"
-      for s in manifest["shards"]
-      if s["count"]
-    ]
-    if not paths:
+    self._ends = list(itertools.accumulate(s["count"] for s in manifest["shards"]))
+    for shard in manifest["shards"]:  # it may have been written again since
+      readers.forget(os.fspath(self.folder / shard["file"]))
+    if not self._ends or not self._ends[-1]:
       raise ValueError(f"expected records in {folder}, got an empty set; add sources")
-    self.source = array_record_data_source.ArrayRecordDataSource(paths)
 
   def __len__(self) -> int:
-    return len(self.source)
+    return self._ends[-1]
+
+  def place(self, index: int) -> tuple[str, int]:
+    """Shard file and position in it of an entry; negative positions are refused."""
+    if not 0 <= index < len(self):
+      raise ValueError(
+        f"expected a position below {len(self)} in {self.folder}, got {index}"
+      )
+    number = bisect.bisect_right(self._ends, index)
+    shard = self.manifest["shards"][number]
+    return shard["file"], index - self._ends[number] + shard["count"]
 
   def read(self, index: int) -> dict:
-    """Returns the msgpack dict at a position; negative positions are refused."""
-    return msgpack.unpackb(self.source[int(index)], strict_map_key=False)
+    """Returns the msgpack dict at a position.
+
+    Raises:
+      BadRecord: the shard is damaged there.
+    """
+    file, position = self.place(int(index))
+    path = os.fspath(self.folder / file)
+    try:
+      return msgpack.unpackb(readers.read(path, position), strict_map_key=False)
+    except Exception as error:  # array_record and msgpack raise many types
+      readers.forget(path)
+      detail = f"entry {position} of {path}: {str(error)[:100]}"
+      raise bad.BadRecord("a damaged shard", detail) from error

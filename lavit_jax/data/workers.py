@@ -11,7 +11,7 @@ from lavit_jax.data import conversion
 
 
 def convert(jobs: list[conversion.Job], processes: int) -> Iterator[conversion.Job]:
-  """Does the jobs and yields each when its shard is finished.
+  """Does the jobs and yields each when its shard stands; a finished one is checked.
 
   Args:
     jobs: jobs in any order.
@@ -22,7 +22,7 @@ def convert(jobs: list[conversion.Job], processes: int) -> Iterator[conversion.J
   """
   if processes == 1:
     for job in jobs:
-      conversion.convert(job)
+      conversion.ensure(job)
       yield job
     return
   pool = concurrent.futures.ProcessPoolExecutor(
@@ -31,7 +31,7 @@ def convert(jobs: list[conversion.Job], processes: int) -> Iterator[conversion.J
     initializer=_die_with_parent,
   )
   try:
-    asked = {pool.submit(conversion.convert, job): job for job in jobs}
+    asked = {pool.submit(conversion.ensure, job): job for job in jobs}
     for future in concurrent.futures.as_completed(asked):
       future.result()
       yield asked[future]

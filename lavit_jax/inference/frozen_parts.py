@@ -1,4 +1,4 @@
-"""Frozen parts of a model directory, stored in the compute dtype and never trained."""
+"""Frozen parts of a model directory: never trained, and stored in few bytes."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def encoder(
   Args:
     folder: model directory.
     mesh: where to spread the weights.
-    dtype: storage and compute dtype of the tower.
+    dtype: compute dtype of the tower, and storage dtype of its linear maps.
     unroll: layers per scan step.
 
   Returns:
@@ -55,9 +55,34 @@ def vit_shapes(tower: vit.VisionTransformer, mesh: Mesh) -> tuple[Any, Any]:
   return abstract, sharding.parameter_shardings(abstract, axes, mesh)
 
 
+def stored(abstract: Any, dtype: str) -> Any:
+  """The shapes of a frozen tower in the dtypes that it is stored in.
+
+  Kernels and biases of linear maps are in the compute dtype. Norms, biases of queries
+  and values, class token and positions stay in float32, as in the published code: they
+  are added and multiplied in float32, and their rounding would reach every patch.
+
+  Args:
+    abstract: shapes of its parameters.
+    dtype: compute dtype.
+  """
+
+  def of(node: Any) -> Any:
+    own = ("kernel", "bias") if "kernel" in node else ()
+    return {
+      name: of(leaf)
+      if isinstance(leaf, dict)
+      else jax.ShapeDtypeStruct(leaf.shape, dtype if name in own else jnp.float32)
+      for name, leaf in node.items()
+    }
+
+  return of(abstract)
+
+
 def load_vit(folder: str, tower: vit.VisionTransformer, mesh: Mesh, dtype: str) -> Any:
   """Reads the encoder's weights onto the mesh."""
-  return model_directory.load(folder, "vit", *vit_shapes(tower, mesh), dtype)
+  abstract, spread = vit_shapes(tower, mesh)
+  return model_directory.load(folder, "vit", stored(abstract, dtype), spread)
 
 
 def load_whitening(folder: str, mesh: Mesh, dim: int) -> whitening.Whitening:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lavit_jax.data import images
 
@@ -36,7 +36,7 @@ def _squash(picture: Picture, size: int) -> np.ndarray:
         " replace it or leave it out"
       ) from error
   if isinstance(picture, Image.Image):
-    picture = np.asarray(images.to_rgb(ImageOps.exif_transpose(picture)))
+    picture = np.asarray(images.to_rgb(images.upright(picture)))
   return images.resize(np.asarray(picture), size)
 
 

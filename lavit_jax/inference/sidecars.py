@@ -17,7 +17,15 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from lavit_jax.core import sharding
-from lavit_jax.data import images, loading, records, shards, text, token_figures
+from lavit_jax.data import (
+  images,
+  loading,
+  numerics,
+  records,
+  shards,
+  text,
+  token_figures,
+)
 from lavit_jax.inference import tokenizing
 
 REPORT = "report.json"
@@ -93,6 +101,7 @@ def _facts(model, coder, text_tokenizer, dtype) -> dict:
     "patches": coder.model.num_patches,
     "num_codes": coder.model.num_codes,
     "dtype": dtype,
+    "numerics": numerics.VERSION,
   }
 
 

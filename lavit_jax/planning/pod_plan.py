@@ -144,7 +144,8 @@ def pod_mesh(config: ml_collections.ConfigDict, pod: Topology) -> jax.sharding.M
   sizes = dict(config.mesh)
   if pod.slices > 1 and sizes.get("data", 1) == 1:
     sizes["data"] = pod.slices
-  return sharding.make_mesh(sizes, topology.devices(pod))
+  split = programs.widths_of(config)
+  return sharding.make_mesh(sizes, topology.devices(pod), split)
 
 
 def _place(device: Any) -> tuple[int, ...]:

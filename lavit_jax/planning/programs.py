@@ -19,7 +19,7 @@ from lavit_jax.data import mixture
 from lavit_jax.inference import frozen_parts
 from lavit_jax.models import llama, visual_tokenizer, vit
 from lavit_jax.planning import pixel_program
-from lavit_jax.stages import adapters, contrastive, finetune, pretrain
+from lavit_jax.stages import adapters, contrastive, finetune, pretrain, widths
 from lavit_jax.stages import visual_tokenizer as stage_1
 from lavit_jax.training import base
 
@@ -80,15 +80,28 @@ def _key(mesh: Mesh) -> jax.ShapeDtypeStruct:
 
 
 def encoder(variant: str, config: ml_collections.ConfigDict, mesh: Mesh):
-  """The frozen encoder and its shapes in the compute dtype."""
+  """The frozen encoder and its shapes in the dtypes that it is stored in."""
   tower = vit.VisionTransformer(
     **vit.VARIANTS[variant], dtype=config.dtype, unroll=config.unroll
   )
-  return tower, {"vit": placed(*frozen_parts.vit_shapes(tower, mesh), config.dtype)}
+  abstract, spread = frozen_parts.vit_shapes(tower, mesh)
+  return tower, {"vit": placed(frozen_parts.stored(abstract, config.dtype), spread)}
 
 
 def _is_tiny(sizes: Any, tiny: dict[str, Any]) -> bool:
   return dict(sizes) == tiny
+
+
+def widths_of(config: ml_collections.ConfigDict) -> list[int]:
+  """What fsdp has to divide, with the published encoder where a config is not tiny."""
+  tiny = (
+    "patch_latents" in config.model
+    or config.stage == "visual_tokenizer"
+    or _is_tiny(config.model, llama.VARIANTS["tiny"])
+  )
+  sizes = visual_tokenizer.VARIANTS["tiny" if tiny else "lavit"]
+  own = config.model.get("embed_dim") if config.stage == "visual_tokenizer" else None
+  return widths.of(config, own or sizes["embed_dim"])
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

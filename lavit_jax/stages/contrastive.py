@@ -133,7 +133,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   def warm(seed):
     state = made.initial(seed)
-    if config.warm_start:
+    if warm_start.folder_of(config):
       state = warm_start.encoder(state, shardings, config)
     return state
 

@@ -20,11 +20,12 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax.data import coded, pipeline
+from lavit_jax.data import coded, pipeline, skipping
 from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts, tokenizing
 from lavit_jax.models import condition_heads, vae, whitening
+from lavit_jax.stages import warm_start
 from lavit_jax.training import base, feed, optimizer, train_state
 from lavit_jax.weights import model_directory
 
@@ -200,10 +201,15 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   def warm(seed):
     state = initial(seed)
-    return _warm(state, config, mesh, modules, tx) if config.warm_start else state
+    if warm_start.folder_of(config):
+      state = _warm(state, shardings, config, mesh, modules, tx)
+    return state
 
   def batches(position):
-    return feed.DeviceFeed(_rows(source, config, mesh, position), mesh)
+    left_out = feed.rows_left_out(config)
+    host = _rows(source, config, mesh, left_out.used(position))
+    host.order = skipping.Order(host.order, left_out)
+    return feed.DeviceFeed(host, mesh, left_out)
 
   per_picture = jax.jit(make_loss(modules, model, 0.0))
   decoder = _decoder(config, modules, frozen, ratios)
@@ -233,6 +239,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     before_step=lambda state, number: state,
     evaluate=evaluate,
     finish=finish,
+    records=lambda position: feed.record_ids(
+      source, config, position, _order(source, config)
+    ),
   )
 
 
@@ -246,28 +255,26 @@ def _frozen(config, mesh, modules, coder) -> tuple[dict[str, Any], dict[str, str
     "autoencoder": {},
     "null": None,
   }
-  names = {}
-  if config.warm_start:
-    parts = model_directory.read_manifest(config.warm_start)["parts"]
-    frozen["null"] = pixel_parts.load_null(
-      config.warm_start, mesh, "", modules.unet.context_dim
-    )
+  names, folder = {}, warm_start.folder_of(config)
+  if folder:
+    parts = model_directory.read_manifest(folder)["parts"]
+    frozen["null"] = pixel_parts.load_null(folder, mesh, "", modules.unet.context_dim)
     names = {
       name: parts[name]["checksum"][:16]
       for name in ("vae", "null_condition")
       if name in parts
     }
   if modules.autoencoder_name == "vae":
-    if not config.warm_start:
+    if not folder:
       raise ValueError(
-        "config.warm_start is empty, but the VAE comes from there; give a model"
-        " directory with the part vae, or train the tiny variant"
+        f"config.warm_start is {config.warm_start!r}, but the VAE comes from there;"
+        " give a model directory with the part vae, or train the tiny variant"
       )
-    _, _, frozen["autoencoder"] = pixel_parts.load_autoencoder(config.warm_start, mesh)
+    _, _, frozen["autoencoder"] = pixel_parts.load_autoencoder(folder, mesh)
   return frozen, names
 
 
-def _warm(state, config, mesh, modules: Modules, tx) -> train_state.TrainState:
+def _warm(state, shardings, config, mesh, modules: Modules, tx):
   """Starts from published weights: the U-Net's, and the head's where there is one."""
   folder, loaded = config.warm_start, {}
   make_unet = pixel_parts.init_unet(modules.unet, 1)
@@ -279,7 +286,7 @@ def _warm(state, config, mesh, modules: Modules, tx) -> train_state.TrainState:
     loaded["head"] = pixel_parts.load_part(folder, mesh, "condition", make_head)
   params = state.params | loaded
   with jax.set_mesh(mesh):
-    opt_state = jax.jit(tx.init)(params)
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
   return state.replace(params=params, opt_state=opt_state)
 
 
@@ -296,13 +303,27 @@ def _rows(source, config, mesh, position) -> pipeline.RowFeed:
     threads=config.data_threads,
   )
   if len(source.targets) > 1:
+    edges = [edge for span in feed.rows_left_out(config).spans for edge in span]
+    if any(edge % size for edge in edges):
+      raise ValueError(
+        f"batches hold one picture size: expected config.data.skip to leave out whole"
+        f" batches of {size} rows, got {config.data.skip!r}; widen it to multiples"
+      )
     if position % size:
       raise ValueError(
         f"batches hold one picture size: the position {position} is no multiple of"
         f" batch_size {size}; resume with the batch size of before"
       )
-    rows.order = coded.BatchOrder(source.bucket, size, config.data.shuffle_seed)
+    rows.order = _order(source, config)
   return rows
+
+
+def _order(source, config):
+  """The order of the stream; with several picture sizes each batch has one of them."""
+  seed = config.data.shuffle_seed
+  if len(source.targets) > 1:
+    return coded.BatchOrder(source.bucket, config.batch_size, seed)
+  return pipeline.order(source, seed)
 
 
 def _fixed_batches(source, config, mesh):

@@ -103,12 +103,15 @@ def make_step(
   accumulate: int,
   chunks: int,
   kind_weights: Sequence[float] = (1.0,) * len(KINDS),
+  z_loss: float = 0.0,
   whole: Callable[[Any, Any], Any] = all_train,
 ):
   """Builds the pure train step (state, frozen, batch, key) -> (state, metrics).
 
   Token losses and their weights are summed over devices and micro-batches and divided
   once. `whole` makes the model's parameters of those that train and the frozen ones.
+  `z_loss` is the weight of the mean squared logarithm of the softmax's sum, which keeps
+  logits from drifting; `loss` in the metrics is without it.
   """
 
   def weights_of(batch):
@@ -124,33 +127,54 @@ def make_step(
       own = whole(params, frozen)
       found = token_loss(model, tower, own, frozen, mb, words, chunks)
       loss = (found.losses * weights_of(mb)).sum() / weight
-      return loss, found.correct.sum() / count
+      sums = kind_losses(found, mb["target_kind"])
+      sums["normalizer_sum"] = found.normalizer.sum()
+      objective = loss
+      if z_loss:
+        objective += z_loss * jnp.square(found.normalizer).sum() / count
+      return objective, (loss, sums)
 
-    def one(carry, mb):
-      grads, loss, accuracy = carry
-      (new_loss, new_accuracy), new = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, mb
-      )
-      grads = jax.tree.map(jnp.add, grads, new)
-      return (grads, loss + new_loss, accuracy + new_accuracy), None
+    def one(grads, mb):
+      (_, out), new = jax.value_and_grad(loss_fn, has_aux=True)(state.params, mb)
+      return jax.tree.map(jnp.add, grads, new), out
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    carry = (zeros, jnp.zeros(()), jnp.zeros(()))
     micro = base.micro_batches(batch, accumulate)
-    (grads, loss, accuracy), _ = base.over_micro_batches(one, carry, micro)
+    grads, (loss, sums) = base.over_micro_batches(one, zeros, micro)
+    sums = jax.tree.map(lambda x: x.sum(0), sums)
     state, norms = base.apply_gradients(state, grads, tx)
-    filled = (batch["segment_ids"] > 0).mean(dtype=jnp.float32)
-    metrics = {"loss": loss, "accuracy": accuracy, "fill": filled}
+    metrics = {"loss": loss.sum()} | _summary(sums, batch)
     return state, metrics | norms
 
   return step
+
+
+def _summary(sums: dict[str, jax.Array], batch: Any) -> dict[str, jax.Array]:
+  """Metrics of a batch: of all targets, of each kind of them, and of its pictures."""
+  count = jnp.maximum(batch["loss_mask"].sum(dtype=jnp.float32), 1.0)
+  correct = sum(sums[f"{name}_correct"] for name in KINDS)
+  metrics = {
+    "accuracy": correct / count,
+    "log_normalizer": sums["normalizer_sum"] / count,
+    "fill": (batch["segment_ids"] > 0).mean(dtype=jnp.float32),
+  }
+  metrics |= means_by_kind(sums)
+  metrics |= {f"share_{name}": sums[f"{name}_count"] / count for name in KINDS}
+  kept = batch["keep"].sum(-1, dtype=jnp.int32)  # [B, M]
+  patches, shown = batch["keep"].shape[-1], kept > 0
+  if kept.shape[1]:
+    metrics["kept_share"] = kept.sum() / jnp.maximum(shown.sum() * patches, 1)
+    found = sequence.percentiles(kept, patches, shown)
+    metrics |= {f"kept_{name}": value for name, value in found.items()}
+  return metrics
 
 
 def step_of(config, model, tower, tx, words: Vocabulary, **changes):
   """`make_step` with the settings of a config."""
   weights = [config.kind_weights[name] for name in KINDS]
   split = (config.accumulate, config.loss_chunks)
-  return make_step(model, tower, tx, words, *split, weights, **changes)
+  more = {"kind_weights": weights, "z_loss": config.z_loss} | changes
+  return make_step(model, tower, tx, words, *split, **more)
 
 
 def kind_losses(found: losses.TokenLoss, kinds: jax.Array) -> dict[str, jax.Array]:
@@ -161,6 +185,16 @@ def kind_losses(found: losses.TokenLoss, kinds: jax.Array) -> dict[str, jax.Arra
     figures[f"{name}_sum"] = (found.losses * chosen).sum()
     figures[f"{name}_correct"] = (found.correct * chosen).sum()
     figures[f"{name}_count"] = chosen.sum(dtype=jnp.float32)
+  return figures
+
+
+def means_by_kind(sums: dict[str, Any]) -> dict[str, Any]:
+  """Loss and accuracy by kind of target, of sums as `kind_losses` gives them."""
+  figures = {}
+  for name in KINDS:
+    count = jnp.maximum(sums[f"{name}_count"], 1.0)
+    figures[f"loss_{name}"] = sums[f"{name}_sum"] / count
+    figures[f"accuracy_{name}"] = sums[f"{name}_correct"] / count
   return figures
 
 
@@ -237,7 +271,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     state = made.initial(seed)
     old = _stage1_merger(config.init_from, abstract, shardings)
     state = state.replace(params=state.params | {"merger": old})
-    if config.warm_start:
+    if warm_start.folder_of(config):
       state = warm_start.language(state, shardings, config, words)
     return state
 
@@ -289,21 +323,17 @@ def evaluator(config, mesh: Mesh, model, tower, frozen, held_out, whole=all_trai
     for batch in feed.fixed_batches(held_out, config, mesh):
       for name, value in sums(state.params, frozen, batch).items():
         added[name] = added.get(name, 0.0) + float(value)
-    return _means(added), {}
+    return held_out_means(added), {}
 
   return evaluate
 
 
-def _means(sums: dict[str, float]) -> dict[str, float]:
-  """Figures of each kind of target that the held-out data has."""
-  figures = {}
-  for name in KINDS:
-    count = sums[f"{name}_count"]
-    if not count:
-      continue  # a loss of 0 would read as a perfect one
-    figures[f"loss_{name}"] = sums[f"{name}_sum"] / count
-    figures[f"accuracy_{name}"] = sums[f"{name}_correct"] / count
-  return figures
+def held_out_means(sums: dict[str, float]) -> dict[str, float]:
+  """Figures of each kind of target that the held-out data has: 0 reads as perfect."""
+  present = [name for name in KINDS if sums[f"{name}_count"]]
+  found = means_by_kind(sums)
+  names = [f"{what}_{name}" for name in present for what in ("loss", "accuracy")]
+  return {name: float(found[name]) for name in names}
 
 
 def _stage1_merger(folder, abstract: train_state.TrainState, shardings):

@@ -9,7 +9,8 @@ are decoded, so that the reconstruction reaches it directly (paper, section 3.1)
 gradient is of first order and fades once reconstructions are good, though leaving a
 patch out would still cost much. So two masks of each picture are also compared, and
 the better one is made more likely in proportion to how much better it is (REINFORCE
-with a leave-one-out baseline); this term is added to the straight-through gradient.
+with a leave-one-out baseline); this term, times `config.mask_comparison`, is added to
+the straight-through gradient. At 0 there is no second mask: the paper's way.
 
 Phase b freezes the selector, as the authors describe (repository thread 10): code noise
 would teach it to keep about as many patches of every picture.
@@ -105,8 +106,8 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
     def look(_, mb):
       return None, _look(model, tower, state.params, frozen, mb, key)
 
-    _, (seen, kept) = base.over_micro_batches(look, None, micro)
-    kept = kept.sum()
+    _, (seen, counts) = base.over_micro_batches(look, None, micro)
+    kept = counts.sum(dtype=jnp.float32)
     book = state.codebook if quantize else None
     loss = _make_loss(model, book, config, kept, total)
 
@@ -117,6 +118,8 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     grads, (parts, assigned) = base.over_micro_batches(one, zeros, seen)
     metrics = _summary(parts, kept / total, config)
+    found = sequence.percentiles(counts, model.num_patches, counts >= 0)
+    metrics |= {f"kept_{name}": value for name, value in found.items()}
     changes = {}
     if quantize:
       moved, usage = _move_codebook(state.codebook, assigned, key, config)
@@ -131,7 +134,7 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
 
 
 def _look(model, tower, params, frozen, batch, key):
-  """Features, raw and whitened, two noises of a micro-batch; and how many it keeps."""
+  """Features, raw and whitened, two noises of a micro-batch; and what each keeps."""
   features = frozen_parts.patch_features(tower, frozen, batch["image"])
   whitened = whitening.whiten(frozen.get("whitening"), features)
   noise, other = (
@@ -140,7 +143,8 @@ def _look(model, tower, params, frozen, batch, key):
   )
   log_probs = model.apply({"params": params}, features, whitened, method="select")
   keep = jax.lax.stop_gradient(selector.sample(log_probs, noise))
-  return (features, whitened, noise, other), keep.sum()
+  counts = keep.sum(1).astype(jnp.int32)
+  return (features, whitened, noise, other), counts
 
 
 def _make_loss(model, book, config, kept: jax.Array, total: int):
@@ -176,8 +180,10 @@ def _make_loss(model, book, config, kept: jax.Array, total: int):
     share = model.num_patches / total
     value = distance.sum() * share + config.commitment_weight * commitment
     if book is None:
-      score = compared(params, features, whitened, other, distance, first.log_prob)
-      value = value + score.sum() * share + slope * keep.sum() / total
+      value = value + slope * keep.sum() / total
+      if config.mask_comparison:
+        score = compared(params, features, whitened, other, distance, first.log_prob)
+        value = value + config.mask_comparison * score.sum() * share
     parts = {"distance": distance.sum() * share, "commitment": commitment}
     return value, (parts | {"rescued": first.rescued}, assigned)
 

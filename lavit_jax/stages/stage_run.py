@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import pathlib
 import sys
 import tempfile
@@ -18,22 +17,25 @@ from PIL import Image
 from lavit_jax.core import sharding
 from lavit_jax.stages import (
   contrastive,
+  data_names,
   finetune,
   pixel_decoder,
   pretrain,
+  resuming,
   samples,
   visual_tokenizer,
+  warm_start,
+  widths,
 )
 from lavit_jax.training import (
   base,
   checkpoint,
-  code_version,
+  checkpoint_files,
   compile_cache,
   hosts,
   loop,
   mesh_report,
   metrics,
-  parameters_from,
   profile_window,
   stop,
   timing,
@@ -47,20 +49,6 @@ STAGES = {
   "pretrain": pretrain.build,
   "finetune": finetune.build,
 }
-# What may change between a run and its resumption.
-FREE_FIELDS = (
-  "init_from",  # its weights are compared by checksum
-  "warm_start",
-  "batch_size",  # the data position counts rows
-  "accumulate",
-  "remat",
-  "unroll",
-  "loss_chunks",
-  "mesh", "log_every", "eval_every", "checkpoint_every", "eval_batches", "data_threads",
-  "keep", "step_timeout", "skip_limit", "parameters_from", "wandb",
-  "decoding", "sampling",  # of the finished model
-)  # fmt: skip
-
 PATHS = ("train", "eval", "text_tokenizer")
 
 
@@ -69,6 +57,7 @@ def run(
   workdir: str,
   profile: str = "",
   paint: samples.PatchPainter | None = None,
+  asked: resuming.Asked = resuming.NOTHING,
 ) -> dict[str, float]:
   """Trains to `config.num_steps`, resuming when `workdir` has checkpoints.
 
@@ -77,6 +66,7 @@ def run(
     workdir: run directory.
     profile: steps to trace, "FIRST:COUNT"; none when empty.
     paint: makes pictures of drawn features, where it is known how to read them.
+    asked: what a resumption is to change.
 
   Returns:
     Seconds spent: total, and those of `timing.LOST`.
@@ -86,7 +76,9 @@ def run(
   """
   clock = timing.Timing(time.monotonic())
   _check(config)
-  mesh = sharding.make_mesh(dict(config.mesh))
+  split = widths.of_run(config)
+  mesh = sharding.make_mesh(dict(config.mesh), widths=split)
+  widths.check(mesh, split)
   sharding.check_divides(
     mesh,
     batch_size=(config.batch_size, ("data", "fsdp")),
@@ -97,12 +89,14 @@ def run(
   saved = checkpoint.Checkpoints(workdir, checkpoint.Keep(**config.keep))
   with (
     stop.StopRequest() as request,
-    watchdog.Watchdog(config.step_timeout) as dog,
+    watchdog.Watchdog(config.step_timeout, config.end_hung) as dog,
     contextlib.closing(saved),
   ):
     with clock.part("start"):
       stage = STAGES[config.stage](config, mesh)
-      state, position, skipped = _start(config, stage, saved, folder)
+      stage.data_names = data_names.of(config)
+      state, position, skipped = resuming.begin(config, stage, saved, folder, asked)
+      base.check_state(state, stage.abstract, stage.shardings)
     _describe(config, mesh, mesh_report.groups_of(state, stage.frozen))
     with contextlib.closing(metrics.Writer(workdir, config)) as writer:
       look = _observer(config, stage, writer, folder, paint)
@@ -112,7 +106,7 @@ def run(
       )
       state = loop.train(parts, state, position, skipped)
       dog.enter("evaluation", config.num_steps)
-      look(state, config.num_steps)
+      saved.note(config.num_steps, loop.evaluated(parts, state, config.num_steps))
     dog.enter("checkpoint", config.num_steps)
     _finish(stage, state, folder / "model")
     hosts.meet("model written")
@@ -151,58 +145,13 @@ def _check(config: ml_collections.ConfigDict) -> None:
       f"batch_size {config.batch_size} is not a multiple of accumulate"
       f" {config.accumulate}; choose a divisor"
     )
+  checkpoint_files.check_best(config)
+  warm_start.check(config)
   paths = {"init_from": config.get("init_from", "unused")}
   paths |= {f"data.{name}": config.data[name] for name in PATHS if name in config.data}
   for name, path in paths.items():
     if not path:
       raise ValueError(f"config.{name} is empty; give it with --config.{name}=FOLDER")
-
-
-def _start(config, stage, saved, folder) -> tuple[Any, int, int]:
-  """Restores the newest checkpoint, or makes the state of step 0.
-
-  Returns:
-    The state, rows already used, and steps skipped so far.
-  """
-  newest = saved.newest()
-  fields = json.loads(config.to_json())
-  if newest is None:
-    if hosts.is_primary():
-      folder.mkdir(parents=True, exist_ok=True)
-      (folder / "config.json").write_text(json.dumps(fields, indent=2))
-    return _warm(config, stage.initial(config.seed)), 0, 0
-  meta = saved.meta(newest)
-  fixed = [
-    {k: v for k, v in c.items() if k not in FREE_FIELDS}
-    for c in (meta["config"], fields)
-  ]
-  differing = checkpoint.differing_fields(*fixed)
-  if differing:
-    raise ValueError(
-      f"the checkpoint in {folder} was made with another configuration"
-      f" ({'; '.join(differing)}); restore those values or choose a new --workdir"
-    )
-  if meta["frozen"] != stage.frozen_names:
-    raise ValueError(
-      f"the checkpoint in {folder} was trained over frozen parts {meta['frozen']} but"
-      f" config.init_from now holds {stage.frozen_names}; give the same model directory"
-    )
-  if hosts.is_primary():
-    print(f"resuming {folder} at step {newest}")
-    if meta["code"] != code_version.code_version():
-      print(f"note: that checkpoint was written by other code, {meta['code']}")
-  state = saved.restore(newest, stage.abstract, stage.shardings)
-  return state, meta["position"], meta["skipped"]
-
-
-def _warm(config, state: Any) -> Any:
-  """Takes the parameters of another run into a fresh state, when one is named."""
-  if not config.parameters_from:
-    return state
-  params, matches = parameters_from.load(config.parameters_from, state.params)
-  if hosts.is_primary():
-    print(matches.text(config.parameters_from))
-  return state.replace(params=params)
 
 
 def _observer(

@@ -102,13 +102,13 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   def initial(seed):
     state = made.initial(seed)
-    if config.warm_start:
+    if warm_start.folder_of(config):
       state = warm_start.visual_tokenizer(state, shardings, config)
     return state
 
   def before_step(state, number):
     # Codes that came with the weights stay when there is no phase without them.
-    ready = config.warm_start and not config.phase_a_steps
+    ready = warm_start.folder_of(config) and not config.phase_a_steps
     if number != config.phase_a_steps or ready:
       return state
     run = jax.jit(lambda *args: _codes_input(model, tower, *args))

@@ -19,6 +19,22 @@ from lavit_jax.training.train_state import TrainState
 from lavit_jax.weights import model_directory
 
 TABLES = ("embedding", "head")
+RANDOM = "random"  # in place of a folder: start from random weights
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config that says neither which weights to start from nor "random"."""
+  if "warm_start" in config and not (config.warm_start or config.parameters_from):
+    raise ValueError(
+      "config.warm_start is empty; give the model directory whose weights to start from"
+      f" with --config.warm_start=FOLDER, or --config.warm_start={RANDOM} to train from"
+      " random ones"
+    )
+
+
+def folder_of(config: ml_collections.ConfigDict) -> str:
+  """The model directory to start from, "" for random weights."""
+  return "" if config.warm_start == RANDOM else config.warm_start
 
 
 def encoder(state: TrainState, shardings: TrainState, config) -> TrainState:

@@ -1,7 +1,7 @@
 """What `train` asks of a stage, and what all stages do alike."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from lavit_jax.core import sharding
 from lavit_jax.training import feed, train_state
 from lavit_jax.training.train_state import TrainState
+
+SHOWN = 8  # leaves named in a message
 
 
 @dataclasses.dataclass
@@ -32,7 +34,9 @@ class Stage:
     before_step: host work due before a step number (k-means), on the whole state.
     evaluate: figures on held-out data, and pictures u8[H, W, 3] by name.
     finish: writes the model directory.
-    records: record ids of the batch from a position in rows on, for messages.
+    records: record ids of the batch from a position in rows on, for messages; each is
+      read when it is asked for.
+    data_names: fingerprint of each folder of data, for checkpoints.
     contents: tokens and images of one example, for rates; places, filled or not.
   """
 
@@ -47,7 +51,8 @@ class Stage:
   before_step: Callable[[TrainState, int], TrainState]
   evaluate: Callable[[TrainState], tuple[dict[str, float], dict[str, Any]]]
   finish: Callable[[TrainState, str], None]
-  records: Callable[[int], list[str]] = lambda position: []
+  records: Callable[[int], Iterable[str]] = lambda position: ()
+  data_names: dict[str, str] = dataclasses.field(default_factory=dict)
   contents: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -143,12 +148,67 @@ def apply_gradients(
     "parameter_norm": optax.tree.norm(kept["params"]),
     "skipped": 1.0 - finite,
   }
+  for name in grads:  # by group of parameters, as in optimizer.groups
+    metrics[f"gradient_norm_{name}"] = optax.tree.norm(grads[name])
+    moved = optax.tree.norm(updates[name])
+    metrics[f"update_norm_{name}"] = jnp.where(finite, moved, 0.0)
   return state.replace(step=state.step + 1, **kept), metrics
 
 
 def jitted(step: Callable, shardings: TrainState) -> Callable:
   """Compiles a step with donated state and pinned output shardings."""
   return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
+
+
+def check_state(state: TrainState, abstract: TrainState, shardings: TrainState) -> None:
+  """Checks that a state, however it was made, is as planned, before it is trained.
+
+  Args:
+    state: the state.
+    abstract: the planned shapes and dtypes.
+    shardings: the planned shardings.
+
+  Raises:
+    ValueError: names the leaves whose shape, dtype or sharding is another one, and
+      those that share memory, so that they cannot be donated.
+  """
+  expected, structure = jax.tree_util.tree_flatten_with_path(abstract)
+  if jax.tree.structure(state) != structure:
+    raise ValueError(
+      f"expected a state with the leaves {structure}, got {jax.tree.structure(state)};"
+      " this is a mistake of the stage that made it"
+    )
+  wrong, seen = [], {}
+  planned = jax.tree.leaves(shardings)
+  for (path, leaf), spread, found in zip(expected, planned, jax.tree.leaves(state)):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    wrong += _differences(name, leaf, spread, found)
+    if isinstance(found, jax.Array) and found.size:
+      for piece in found.addressable_shards:
+        at = (piece.device.id, piece.data.unsafe_buffer_pointer())
+        if at in seen and seen[at] != name:
+          wrong.append(f"{name} shares its memory with {seen[at]}")
+          break
+        seen[at] = name
+  if wrong:
+    more = f" and {len(wrong) - SHOWN} more" if wrong[SHOWN:] else ""
+    raise ValueError(
+      "expected a state as it was planned before step 1, got another one:"
+      f" {'; '.join(wrong[:SHOWN])}{more}; whatever made these leaves must place them"
+    )
+
+
+def _differences(name: str, leaf: Any, spread: Any, found: Any) -> list[str]:
+  """How one leaf differs from its plan."""
+  if not isinstance(found, jax.Array):
+    return [f"{name} is {type(found).__name__}, not on the devices"]
+  if (found.shape, found.dtype) != (leaf.shape, leaf.dtype):
+    planned = f"{leaf.dtype}{list(leaf.shape)}"
+    return [f"{name} is {found.dtype}{list(found.shape)}, planned {planned}"]
+  if not found.sharding.is_equivalent_to(spread, found.ndim):
+    got = getattr(found.sharding, "spec", found.sharding)
+    return [f"{name} is split as {got}, planned {spread.spec}"]
+  return []
 
 
 def place(tree: Any, mesh: Mesh) -> Any:

@@ -85,6 +85,16 @@ class Checkpoints:
     except Exception as error:
       raise self._lost(error) from error
 
+  def note(self, step: int, figures: Mapping[str, float]) -> None:
+    """Adds figures that became known after the checkpoint of a step was written."""
+    if not self._keep.best:
+      return
+    self.wait()  # what runs in the background prunes by the same figures
+    self._figures.pop(step, None)
+    if jax.process_index() == 0 and step in self.steps():
+      known = files.late_figures(self.folder) | {str(step): dict(figures)}
+      files.write_late_figures(self.folder, known)
+
   def close(self) -> None:
     """Waits for what is being written and deletes what need not be kept."""
     try:
@@ -113,6 +123,7 @@ class Checkpoints:
   def _figure(self, step: int) -> float | None:
     if step not in self._figures:
       figures = self.meta(step).get("figures", {})
+      figures |= files.late_figures(self.folder).get(str(step), {})
       self._figures[step] = figures.get(self._keep.metric)
     return self._figures[step]
 
@@ -146,6 +157,16 @@ class Checkpoints:
       for one in damaged:  # they count no more
         files.set_aside(self.folder / str(one))
     return step
+
+  def problems(self, step: int) -> str:
+    """What is wrong with the checkpoint of a step, "" for a whole one."""
+    return _problems(self.folder / str(step))
+
+  def go_back(self, step: int) -> None:
+    """Lets the checkpoints after a step count no more; host 0 alone calls it."""
+    for later in self.steps():
+      if later > step:
+        files.set_aside(self.folder / str(later))
 
   def _clear(self) -> None:
     """Removes what a killed run was writing; says so where a name looks complete."""

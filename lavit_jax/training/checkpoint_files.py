@@ -12,11 +12,16 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 
+import ml_collections
 from etils import epath
 
 CHECKSUMS = "checksums.json"
+LATE_FIGURES = (
+  "figures.json"  # of checkpoints that were evaluated after they were written
+)
 # Not covered by a checksum: written or changed after it, and not needed to restore.
 MARKS = (CHECKSUMS, "commit_success.txt", "_CHECKPOINT_METADATA")
 TEMPORARY = ".orbax-checkpoint-tmp"
@@ -54,6 +59,48 @@ class Keep:
       )
 
 
+def check_best(config: ml_collections.ConfigDict) -> None:
+  """Refuses to keep the best checkpoints where few or none of them have a figure.
+
+  Args:
+    config: stage config.
+
+  Raises:
+    ValueError: says which fields do not fit together.
+  """
+  if not config.keep.best:
+    return
+  metric, saves = config.keep.metric, config.checkpoint_every
+  measured = "eval_every" if metric.startswith("eval/") else "log_every"
+  if measured == "log_every" and metric != "train/loss":
+    raise ValueError(
+      f"expected config.keep.metric 'train/loss' or an evaluation's figure such as"
+      f" 'eval/loss_text', got {metric!r}; name one of these"
+    )
+  every = config[measured]
+  if not saves or not every or (saves % every and every % saves):
+    raise ValueError(
+      f"expected config.checkpoint_every and config.{measured} of which one is a"
+      f" multiple of the other, so that checkpoints have the figure {metric!r} of"
+      f" config.keep.best {config.keep.best}, got {saves} and {every}; set"
+      f" --config.{measured}={saves or 500}"
+      + ("" if saves else " and --config.checkpoint_every=500")
+    )
+
+
+def late_figures(folder: epath.Path) -> dict[str, dict[str, float]]:
+  """Figures by step that became known after a checkpoint was written."""
+  path = folder / LATE_FIGURES
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_late_figures(
+  folder: epath.Path, figures: Mapping[str, Mapping[str, float]]
+) -> None:
+  """Writes them whole."""
+  (folder / LATE_FIGURES).write_text(json.dumps(figures))
+
+
 def kept(steps: Sequence[int], figures: Mapping[int, float], keep: Keep) -> set[int]:
   """The steps that stay, given the figure of those that have one."""
   steps = sorted(steps)
@@ -61,7 +108,8 @@ def kept(steps: Sequence[int], figures: Mapping[int, float], keep: Keep) -> set[
   if keep.every:
     chosen |= {step for step in steps if step % keep.every == 0}
   sign = 1 if keep.order == "lowest" else -1
-  ranked = sorted((sign * figures[step], step) for step in steps if step in figures)
+  known = [step for step in steps if math.isfinite(figures.get(step, math.nan))]
+  ranked = sorted((sign * figures[step], step) for step in known)
   return chosen | {step for _, step in ranked[: keep.best]}
 
 

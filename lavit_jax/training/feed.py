@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
-from lavit_jax.data import pack_plan, pipeline, planned_rows, rows
+from lavit_jax.data import pack_plan, pipeline, planned_rows, rows, skipping
 from lavit_jax.data.text import TextTokenizer
 
 Batch = dict[str, jax.Array]
@@ -69,15 +69,23 @@ class DeviceFeed:
   training thread only takes what is ready, or waits.
   """
 
-  def __init__(self, host: pipeline.RowFeed, mesh: Mesh, ahead: int = 2):
+  def __init__(
+    self,
+    host: pipeline.RowFeed,
+    mesh: Mesh,
+    left_out: skipping.LeftOut = skipping.NOTHING,
+    ahead: int = 2,
+  ):
     """Starts the feed.
 
     Args:
-      host: rows of this host, `local_rows` of the mesh.
+      host: rows of this host, `local_rows` of the mesh; it counts rows that are used.
       mesh: the mesh.
+      left_out: rows that are not; positions count them.
       ahead: batches held on the devices beside the one in use.
     """
     self._host, self._mesh, self._ahead = host, mesh, ahead
+    self._left_out = left_out
     self._own = own_rows(mesh, host.batch_size)
     self._loader = concurrent.futures.ThreadPoolExecutor(1)
     self._loading, self._told = collections.deque(), set()
@@ -92,7 +100,7 @@ class DeviceFeed:
       logging.warning("replaced, %d by now: %s", host.bad.total(), reason)
     replaced = sum(n for row, n in host.bad_rows.items() if row in self._own)
     placed = place(batch, list(host.local_rows), host.batch_size, self._mesh)
-    return placed, position, replaced
+    return placed, self._left_out.position(position), replaced
 
   def __iter__(self) -> Iterator[tuple[Batch, int]]:
     return self
@@ -105,6 +113,11 @@ class DeviceFeed:
     self._waited += time.monotonic() - started
     self._batches += 1
     return batch, position
+
+  @property
+  def replaced(self) -> int:
+    """Documents and rows that this host replaced because they were bad."""
+    return self._replaced
 
   def figures(self) -> dict[str, float]:
     """Metrics; with several hosts all must ask at the same step.
@@ -141,21 +154,37 @@ def device_batches(
   Returns:
     The feed, from that position on.
   """
-  size = config.batch_size
+  size, left_out = config.batch_size, rows_left_out(config)
   rows, threads = local_rows(mesh, size), config.data_threads
   host = pipeline.RowFeed(
-    source, size, config.data.shuffle_seed, rows, position, threads
+    source, size, config.data.shuffle_seed, rows, left_out.used(position), threads
   )
-  return DeviceFeed(host, mesh)
+  host.order = skipping.Order(host.order, left_out)
+  return DeviceFeed(host, mesh, left_out)
+
+
+def rows_left_out(config: ml_collections.ConfigDict) -> skipping.LeftOut:
+  """The rows that a config leaves out."""
+  return skipping.LeftOut(skipping.parse(config.data.skip))
 
 
 def record_ids(
-  source: Any, config: ml_collections.ConfigDict, position: int
-) -> list[str]:
-  """Record ids of the batch that begins at a position in rows."""
-  order = pipeline.order(source, config.data.shuffle_seed)
-  rows = range(position, position + config.batch_size)
-  return [name for row in rows for name in source.ids(int(order[row]))]
+  source: Any, config: ml_collections.ConfigDict, position: int, order: Any = None
+) -> Iterator[str]:
+  """Record ids of the batch that begins at a position in rows, read one by one.
+
+  Args:
+    source: what the feed reads, with `ids`.
+    config: stage config.
+    position: in rows.
+    order: positions in the source by position in the stream; `pipeline.order` if None.
+  """
+  left_out = rows_left_out(config)
+  order = order or pipeline.order(source, config.data.shuffle_seed)
+  order = skipping.Order(order, left_out)
+  first = left_out.used(position)
+  for row in range(first, first + config.batch_size):
+    yield from source.ids(int(order[row]))
 
 
 def check_held_out(source: Any, config: ml_collections.ConfigDict) -> None:

@@ -15,9 +15,11 @@ from lavit_jax.training import (
   base,
   checkpoint,
   code_version,
+  console,
   guard,
   hosts,
   metrics,
+  optimizer,
   profile_window,
   stop,
   timing,
@@ -73,7 +75,9 @@ def train(parts: Parts, state: Any, position: int, skipped: int) -> Any:
   first, counted, flops = int(state.step), None, 0.0
   key = jax.random.key(config.seed)
   eyes = guard.Guard(config.skip_limit, stage.records, parts.writer, skipped)
+  said = console.Minutes(first, config.num_steps)
   with (
+    contextlib.closing(eyes),
     contextlib.closing(stage.batches(position)) as batches,
     contextlib.closing(parts.window) as window,
     _bar(config, first) as bar,
@@ -104,9 +108,12 @@ def train(parts: Parts, state: Any, position: int, skipped: int) -> Any:
       if done % config.log_every == 0 or done == config.num_steps:
         parts.dog.enter("records", done)
         values = {**values, **batches.figures(), "skipped": eyes.skipped}
+        values |= optimizer.rates_taken(config, state.opt_state)
         figures = _record(parts, done, values, flops)
         bar.set_postfix(loss=f"{figures['train/loss']:.3f}", refresh=False)
       bar.update()
+      if hosts.is_primary():
+        said.after(done, eyes.loss, batches.replaced)
       figures |= _look_if_due(parts, state, done)
       _save_if_due(parts, state, done, position, figures, eyes.skipped)
     eyes.finish()
@@ -157,8 +164,24 @@ def _look_if_due(parts: Parts, state: Any, done: int) -> dict[str, float]:
     return {}
   parts.dog.enter("evaluation", done)
   with parts.clock.part("evaluation"):
-    found = parts.look(state, done)
-  return {f"eval/{name}": value for name, value in found.items()}
+    return evaluated(parts, state, done)
+
+
+def evaluated(parts: Parts, state: Any, done: int) -> dict[str, float]:
+  """Evaluates a state; its figures by full name.
+
+  Raises:
+    ValueError: the figure that checkpoints are kept by is not among them.
+  """
+  found = parts.look(state, done)
+  found = {f"eval/{name}": value for name, value in found.items()}
+  wanted = parts.config.keep.metric
+  if parts.config.keep.best and wanted.startswith("eval/") and wanted not in found:
+    raise ValueError(
+      f"expected one of {sorted(found)} as config.keep.metric, got {wanted!r}; name one"
+      " of these"
+    )
+  return found
 
 
 def _save_if_due(
@@ -171,6 +194,7 @@ def _save_if_due(
     meta = {
       "config": json.loads(parts.config.to_json()),
       "frozen": parts.stage.frozen_names,
+      "data": parts.stage.data_names,
       "code": code_version.code_version(),
       "position": position,
       "skipped": skipped,

@@ -1,7 +1,7 @@
 """What a mesh does to a run, said before its first step: layout, bytes, copies."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +17,17 @@ LANGUAGE = ("pretrain", "finetune")  # stages that train the language model
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def without_devices(sizes: Mapping[str, int], count: int) -> AbstractMesh:
-  """The mesh of so many devices, none of which need exist."""
-  shape = sharding.resolve_mesh_shape(sizes, count)
+def without_devices(
+  sizes: Mapping[str, int], count: int, widths: Sequence[int] = ()
+) -> AbstractMesh:
+  """The mesh of so many devices, none of which need exist.
+
+  Args:
+    sizes: size by mesh axis.
+    count: devices.
+    widths: what an open fsdp has to divide.
+  """
+  shape = sharding.resolve_mesh_shape(sizes, count, widths)
   types = (AxisType.Auto,) * len(shape)
   return AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=types)
 

@@ -102,6 +102,23 @@ def make(
   )
 
 
+def rates_taken(config: ml_collections.ConfigDict, opt_state: Any) -> dict[str, float]:
+  """The learning rates of the last step that changed anything, by group.
+
+  Args:
+    config: stage config.
+    opt_state: state of the optimizer after that step; skipped steps do not count in it.
+
+  Returns:
+    `learning_rate` and, for each group, `learning_rate_NAME`.
+  """
+  counts = optax.tree.get_all_with_path(opt_state, "count")
+  taken = max(int(counts[0][1]) - 1, 0)
+  rate = float(schedule(config.optimizer, config.num_steps)(taken))
+  groups = {f"learning_rate_{n}": rate * s for n, s in config.optimizer.groups.items()}
+  return {"learning_rate": rate} | groups
+
+
 def adamw(
   config: ml_collections.ConfigDict, learning_rate: optax.Schedule
 ) -> optax.GradientTransformation:

@@ -2,12 +2,14 @@
 
 Each host tells the others through the coordinator where it is, from a thread of its
 own, so that a host that hangs in its data still reports. When one is late, every host
-prints its stacks to stderr and says which host is behind.
+prints its stacks to stderr and says which host is behind. Where it is asked to, it ends
+a process that hangs for good, with a status that a supervisor may start it again on.
 """
 
 import dataclasses
 import faulthandler
 import json
+import os
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from collections.abc import Mapping
 import jax
 from jax._src import distributed  # the coordinator's key-value store has no public name
 
+HUNG = 75  # exit status of a process that hung: "temporary failure" in sysexits.h
 KEY = "lavit_jax/where/"
 # Order of a step's phases: of two hosts at one step, the one behind is the slow one.
 PHASES = ("start", "batch", "step", "records", "evaluation", "checkpoint")
@@ -63,9 +66,24 @@ def verdict(places: Mapping[int, Place], count: int, period: float) -> str:
 class Watchdog:
   """Watches the loop while it is open (a context manager)."""
 
-  def __init__(self, timeout: float):
-    """Watches with `timeout` seconds per phase; 0 turns the watchdog off."""
+  def __init__(self, timeout: float, end_after: float = 0):
+    """Watches.
+
+    Args:
+      timeout: seconds per phase after which it barks; 0 turns the watchdog off.
+      end_after: seconds after which it ends the process with status `HUNG`; 0 for
+        never.
+
+    Raises:
+      ValueError: it would end a process before it barks.
+    """
+    if end_after and not 0 < timeout <= end_after:
+      raise ValueError(
+        f"expected config.end_hung of at least config.step_timeout, which must be set,"
+        f" got {end_after} and {timeout}; raise config.end_hung"
+      )
     self._timeout, self._period = timeout, min(max(timeout / 8, 0.05), 15.0)
+    self._end_after = end_after
     self._place = Place(0, "start", time.time(), time.time())
     self._stop, self._thread = threading.Event(), None
 
@@ -93,6 +111,12 @@ class Watchdog:
       if place.told - place.since > self._timeout and place.since != warned:
         warned = place.since
         self._bark(place, places)
+      if self._end_after and place.told - place.since > self._end_after:
+        self._bark(place, places)
+        print(
+          f"WATCHDOG: ends this process, status {HUNG}", file=sys.stderr, flush=True
+        )
+        os._exit(HUNG)  # what hangs would not let an exception through
 
   def _exchange(self, place: Place) -> dict[int, Place]:
     """Tells the others where this host is, and reads where they are."""

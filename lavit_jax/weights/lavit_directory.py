@@ -22,7 +22,7 @@ from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.layers import linear
 from lavit_jax.models import condition_heads
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
-from lavit_jax.weights import eva, files, llama, pixel_folders, rules
+from lavit_jax.weights import eva, files, llama, pixel_folders, rules, sums
 from lavit_jax.weights import visual_tokenizer as tables
 from lavit_jax.weights.part import Part, abstract_params, shape
 from lavit_jax.weights.tensors import Tensor
@@ -93,10 +93,21 @@ def read(folder: str | pathlib.Path) -> dict[str, Part]:
 def own_facts(folder: str | pathlib.Path) -> dict[str, Any]:
   """What `write` stored beside the published files; {} where the authors wrote them.
 
-  num_heads; decoding defaults by task; sampling and ratios by pixel decoder.
+  num_heads; decoding defaults by task; sampling and ratios by pixel decoder; sums of
+  the weight files.
   """
   path = pathlib.Path(folder) / SIZES_FILE
   return files.read_json(path) if path.is_file() else {}
+
+
+def file_sums(folder: str | pathlib.Path, part: str) -> dict[str, str]:
+  """Sums by file of what a part is read from, as `write` stored them; {} without."""
+  place = LANGUAGE if part in ("llama", "understanding") else VISUAL
+  for prefix, name in PIXELS.items():
+    if part in {f"{prefix}{own}" for own in ("unet", "vae", "null_condition")}:
+      place = name
+  stored = own_facts(folder).get("sums", {})
+  return {name: value for name, value in stored.items() if name.startswith(f"{place}/")}
 
 
 def _needed(folder: pathlib.Path, stem: str) -> dict[str, Tensor]:
@@ -281,6 +292,8 @@ def write(
       pixel_folders.write(own, folder / name, suffix, dtype)
   facts = {"num_heads": encoding.config["num_heads"], "decoding": decoding or {}}
   facts["pixels"] = {prefix: _sampling(parts, prefix) for prefix in PIXELS}
+  weights = (p for p in sorted(folder.rglob("*")) if files.is_file_name(p))
+  facts["sums"] = {str(p.relative_to(folder)): sums.of_file(p) for p in weights}
   files.write_json(folder / SIZES_FILE, facts)
 
 

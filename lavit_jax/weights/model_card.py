@@ -68,7 +68,8 @@ def _run(folder: pathlib.Path, parts: Mapping[str, Part]) -> list[str]:
     "steps": config.get("num_steps"),
     "batch size": config.get("batch_size"),
     "training data": data.get("train") if isinstance(data, dict) else None,
-    "started from": config.get("warm_start") or config.get("init_from"),
+    "started from": config.get("warm_start", "").removeprefix("random")
+    or config.get("init_from"),
   }
   lines = [f"- {name}: {value}" for name, value in facts.items() if value]
   return lines + _figures(folder / "metrics.jsonl")

@@ -21,14 +21,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from lavit_jax.weights import files, lavit_directory, tensors
+from lavit_jax.weights import files, lavit_directory, sums, tensors
 from lavit_jax.weights.part import STACKED, Part, layer_name, named_tensors, tree_of
 from lavit_jax.weights.tensors import Tensor
 
 MANIFEST = "manifest.json"
 VERSION = 1
 MAX_SHARD_BYTES = 4 * 2**30
-SMALL_BYTES = 2**16
+BLOCKS = "blocks"  # sums of the files that loading compares
 DECODING = "decoding"
 TEXT_TOKENIZER = "text_tokenizer"
 TEXT_TOKENIZER_FILES = (
@@ -102,12 +102,14 @@ def _shards(part: Part) -> list[dict[str, Tensor]]:
 
 
 def _write_part(folder: pathlib.Path, name: str, part: Part) -> dict[str, Any]:
-  sums = {}
+  whole, blocks = {}, {}
   for number, shard in enumerate(_shards(part)):
     file = f"{name}-{number:05d}.safetensors"
-    sums[file] = tensors.write_safetensors(folder / file, shard)
-  digest = hashlib.sha256("".join(sums.values()).encode()).hexdigest()
-  return {"config": dict(part.config), "files": sums, "checksum": digest}
+    found = tensors.write_safetensors(folder / file, shard)
+    whole[file], blocks[file] = found.sha256, found.blocks
+  digest = hashlib.sha256("".join(whole.values()).encode()).hexdigest()
+  config = dict(part.config)
+  return {"config": config, "files": whole, BLOCKS: blocks, "checksum": digest}
 
 
 def copy_text_tokenizer(source: str | os.PathLike, target: pathlib.Path) -> None:
@@ -136,21 +138,33 @@ def is_published(folder: str | os.PathLike) -> bool:
 def _published(folder: pathlib.Path) -> tuple[dict[str, Part], dict[str, Any]]:
   """Parts and manifest of a directory in the published layout."""
   parts = lavit_directory.read(folder)
-  entries = {
-    name: {"config": dict(part.config), "files": {}, "checksum": _fingerprint(part)}
-    for name, part in parts.items()
-  }
+  entries = {name: _PublishedEntry(part) for name, part in parts.items()}
   said = {DECODING: lavit_directory.own_facts(folder).get(DECODING, {})}
   return parts, {"version": VERSION, "parts": entries} | said
 
 
+class _PublishedEntry(dict):
+  """The entry of a part without a manifest; its checksum is made when asked for."""
+
+  def __init__(self, part: Part):
+    super().__init__(config=dict(part.config), files={})
+    self._part = part
+
+  def __missing__(self, key: str) -> str:
+    if key != "checksum":
+      raise KeyError(key)
+    self[key] = _fingerprint(self._part)
+    return self[key]
+
+
 def _fingerprint(part: Part) -> str:
-  """A checksum of names, shapes and all small tensors: it takes no 26 GB of reading."""
+  """A checksum of the names, shapes and bytes of all tensors: reads the whole part."""
   digest = hashlib.sha256()
   for name, tensor in named_tensors(part.params):
+    blocks = sums.BlockSum()
+    blocks.update(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8))
     digest.update(f"{name}{tensor.shape}{tensor.dtype}".encode())
-    if tensor.nbytes <= SMALL_BYTES:
-      digest.update(np.ascontiguousarray(tensor.read()).tobytes())
+    digest.update(blocks.hexdigest().encode())
   return digest.hexdigest()
 
 
@@ -236,8 +250,10 @@ def load(
     The parameter tree.
 
   Raises:
-    ValueError: a tensor is missing or has another shape, all of them listed.
+    ValueError: a tensor is missing or has another shape, all of them listed; or a file
+      is not what was written.
   """
+  finish_check = begin_check(folder, name)
   index = {
     key: tensor
     for key, tensor in part_tensors(folder, name).items()
@@ -258,7 +274,21 @@ def load(
     _read(index, [entry.key for entry in path], leaf, s, dtype)
     for (path, leaf), s in zip(leaves, spread, strict=True)
   ]
+  finish_check()
   return jax.tree_util.tree_unflatten(structure, arrays)
+
+
+def begin_check(folder: str | os.PathLike, name: str) -> Callable[[], None]:
+  """Begins to compare the files of a part with their sums; see `sums.begin_check`."""
+  part_config(folder, name)
+  folder = pathlib.Path(folder)
+  if is_published(folder):
+    expected = lavit_directory.file_sums(folder, name)
+    return sums.begin_check(folder, expected, sums.of_file)
+  entry = read_manifest(folder)["parts"][name]
+  if BLOCKS in entry:
+    return sums.begin_check(folder, entry[BLOCKS], sums.of_file)
+  return sums.begin_check(folder, entry["files"], sums.sha256_of_file)
 
 
 def part_tensors(folder: str | os.PathLike, name: str) -> dict[str, Tensor]:
@@ -273,7 +303,8 @@ def part_tensors(folder: str | os.PathLike, name: str) -> dict[str, Tensor]:
 
 
 def read_part(folder: str | os.PathLike, name: str) -> Part:
-  """One part with its tensors unread."""
+  """One part with its tensors unread, once its files are found to be whole."""
+  begin_check(folder, name)()
   return Part(tree_of(part_tensors(folder, name)), part_config(folder, name))
 
 

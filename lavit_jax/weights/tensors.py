@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from lavit_jax.core import sharding
+from lavit_jax.weights import sums
 
 DTYPES = {
   "F64": np.dtype(np.float64),
@@ -226,9 +227,22 @@ def _read_part(path, start: int, dtype, shape, slices) -> np.ndarray:
   return np.array(np.memmap(path, dtype, "r", start, shape)[slices])
 
 
+@dataclasses.dataclass(frozen=True)
+class Checksums:
+  """Checksums of a file, computed while it was written.
+
+  Attributes:
+    sha256: SHA-256 in hexadecimal.
+    blocks: its `sums.BlockSum`, which loading compares.
+  """
+
+  sha256: str
+  blocks: str
+
+
 def write_safetensors(
   path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Any = None
-) -> str:
+) -> Checksums:
   """Writes a file tensor by tensor, and flushes it to the disk.
 
   The next tensor is read and transformed while one is hashed and written.
@@ -239,26 +253,28 @@ def write_safetensors(
     metadata: strings by name for the header, e.g. {"format": "pt"}.
 
   Returns:
-    SHA-256 of the file.
+    The file's checksums.
   """
   keys = _in_order(tensors)
   text = _header_of({key: tensors[key] for key in keys}, metadata)
-  digest = hashlib.sha256()
+  digest, blocks = hashlib.sha256(), sums.BlockSum()
   with open(path, "wb", buffering=0) as stream, ThreadPoolExecutor(1) as flusher:
     flushing = flusher.submit(int)
     for piece in (len(text).to_bytes(8, "little"), text):
       stream.write(piece)
       digest.update(piece)
+      blocks.update(piece)
     for array in read_ahead(tensors[key] for key in keys):
       piece = memoryview(array.reshape(-1).view(np.uint8))
       digest.update(piece)
+      blocks.update(piece)
       _write(stream, piece)
       # The disk works while the next tensor is made, not only at the end.
       if flushing.done():
         flushing = flusher.submit(os.fdatasync, stream.fileno())
     flushing.result()
     os.fsync(stream.fileno())
-  return digest.hexdigest()
+  return Checksums(digest.hexdigest(), blocks.hexdigest())
 
 
 def _header_of(tensors: Mapping[str, Tensor], metadata: Any) -> bytes:

@@ -28,6 +28,24 @@ def test_cross_entropy_is_that_of_the_real_ids():
   np.testing.assert_allclose(found.losses, picked * mask, atol=1e-5)
   np.testing.assert_array_equal(found.correct, (logits.argmax(-1) == targets) & mask)
   assert found.count == mask.sum()
+  summed = np.log(np.exp(logits).sum(-1))
+  np.testing.assert_allclose(found.normalizer, summed * mask, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_the_normalizer_has_the_gradient_of_a_plain_log_sum_exp(chunks):
+  hidden, head, targets, mask = example()
+
+  def ours(hidden, head):
+    found = losses.next_token(hidden, head, targets, mask, SIZE, chunks)
+    return jnp.square(found.normalizer).sum()
+
+  def plain(hidden, head):
+    logits = (hidden @ head)[..., :SIZE]
+    return (jnp.square(jax.nn.logsumexp(logits, -1)) * mask).sum()
+
+  for a, b in zip(*(jax.grad(f, (0, 1))(hidden, head) for f in (ours, plain))):
+    np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("chunks", [2, 3, 6, 12])

@@ -53,3 +53,13 @@ def test_packed_mask_by_hand():
 def test_targets_are_one_to_the_right():
   tokens = jnp.array([[5, 6, 7]])
   np.testing.assert_array_equal(sequence.next_tokens(tokens), [[6, 7, 0]])
+
+
+def test_percentiles_are_those_of_the_valid_counts():
+  rng = np.random.default_rng(0)
+  counts, valid = rng.integers(0, 26, (40, 3)), rng.random((40, 3)) < 0.8
+  found = sequence.percentiles(jnp.asarray(counts), 25, jnp.asarray(valid))
+  for name, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9)):
+    assert found[name] == np.quantile(counts[valid], share, method="inverted_cdf")
+  nothing = sequence.percentiles(jnp.asarray(counts), 25, jnp.zeros((40, 3), bool))
+  assert set(map(int, nothing.values())) == {0}

@@ -20,6 +20,16 @@ def test_minus_one_takes_the_devices_that_are_left():
   assert sharding.make_mesh({"data": -1}).shape["data"] == 8
 
 
+def test_an_open_fsdp_divides_the_model_and_data_takes_the_rest():
+  """256 devices split no 1408: encoder and merger were whole on each of them."""
+  shape = sharding.resolve_mesh_shape({"fsdp": -1}, 256, [4096, 1408])
+  assert shape == {"data": 2, "fsdp": 128, "sequence": 1, "tensor": 1}
+  shape = sharding.resolve_mesh_shape({"data": 4, "fsdp": -1}, 1024, [1408])
+  assert shape["data"] == 8 and shape["fsdp"] == 128
+  assert sharding.resolve_mesh_shape({"data": -1}, 256, [1408])["data"] == 256
+  assert sharding.make_mesh({"fsdp": -1}, widths=[12]).shape["fsdp"] == 4
+
+
 @pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"fsdp": 4}, {"data": 3, "fsdp": -1}])
 def test_a_mesh_that_does_not_divide_the_devices_names_the_sizes_that_do(sizes):
   with pytest.raises(ValueError, match=r"there are 8; .* choose from \[1, 2, 4, 8\]"):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import web_data
 
-from lavit_jax.data import bad, conversion, images
-from lavit_jax.data.sources import fields, webdataset
+from lavit_jax.data import bad, conversion, images, preparation
+from lavit_jax.data.sources import fields, tar
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 
@@ -58,9 +58,10 @@ def fuzzed_tar(folder, rng, records=12):
   members = [m for seed in range(records) for m in web_data.pair(seed)]
   path = web_data.tar(folder / "set.tar", members)
   with path.open("rb") as file:
-    places = dict(webdataset.members(file, path.stat().st_size))
+    found = list(tar.members(file, path.stat().st_size))
+  places = {item.key: item.found for item in found}
   headers = {
-    name: (start - 512, start + size) for name, (_, start, size) in places.items()
+    name: (start - 512, start + size) for name, (start, size) in places.items()
   }
   path.write_bytes(damage(path.read_bytes(), rng, keep=12_000))
   return path, headers
@@ -71,8 +72,9 @@ def test_every_member_of_a_damaged_tar_is_read_or_named(seed, tmp_path):
   rng = np.random.default_rng(seed)
   path, headers = fuzzed_tar(tmp_path, rng)
   good, wrong, holes = [], [], []
-  (job,) = conversion.plan("webdataset", [str(path)], "out", fields.Fields(), 10)
-  for name, found in conversion.read(job):
+  plan = preparation.plan("webdataset", [str(path)], "out", fields.Fields(), 10)
+  for item in conversion.read(plan.jobs[0]):
+    name, found = item.name, item.found
     if not isinstance(found, bad.BadRecord):
       good.append(name)
     else:
@@ -100,9 +102,9 @@ def test_damaged_lines_and_parquet_files_never_crash(seed, tmp_path):
   for source, path in (("jsonl", lines), ("parquet", table)):
     path.write_bytes(damage(path.read_bytes(), rng))
     target = tmp_path / source
-    jobs = conversion.plan(source, [str(path)], str(target), fields.Fields(), 25)
-    conversion.Run(jobs)
-    for job in jobs:
+    plan = preparation.plan(source, [str(path)], str(target), fields.Fields(), 25)
+    preparation.Run(plan).close()
+    for job in plan.jobs:
       conversion.convert(job)
       report = json.loads(job.report.read_text())
       assert report["good"] + report["bad"] > 0 or source == "jsonl"
@@ -118,6 +120,6 @@ def test_random_bytes_are_no_data_of_any_kind(tmp_path):
     *(("parquet", "a.parquet"), ("jsonl", "a.jsonl.gz")),
   ):
     given = [str(tmp_path / name)]
-    (job,) = conversion.plan(source, given, "out", fields.Fields(), 10**9)
-    found = [error for _, error in conversion.read(job)]
+    plan = preparation.plan(source, given, "out", fields.Fields(), 10**9)
+    found = [item.found for item in conversion.read(plan.jobs[0])]
     assert found and all(isinstance(error, bad.BadRecord) for error in found), name

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import toy_shards
 
-from lavit_jax.data import records
+from lavit_jax.data import numerics, records
 
 
 def test_bytes_round_trip_and_bit_order():
@@ -103,6 +103,10 @@ def test_checksum_mismatch_names_both(tmp_path):
   records.check_sidecar(sidecar.manifest, "abc")
   with pytest.raises(ValueError, match="xyz.*abc.*tokenize"):
     records.check_sidecar(sidecar.manifest, "xyz")
+  for fact in ({}, {"numerics": numerics.VERSION + 1}):
+    other = {k: v for k, v in sidecar.manifest.items() if k != "numerics"} | fact
+    with pytest.raises(ValueError, match="numerics version 2, got .* empty the codes"):
+      records.check_sidecar(other, "abc")
 
 
 def test_codes_and_keep_mask_must_agree():

@@ -1,6 +1,7 @@
 """Every source: what becomes a record, and what is counted instead."""
 
 import base64
+import contextlib
 import gzip
 import json
 
@@ -8,24 +9,29 @@ import numpy as np
 import pytest
 import web_data
 
-from lavit_jax.data import bad, conversion, records
-from lavit_jax.data.sources import fields, jsonl, parts, webdataset
+from lavit_jax.data import bad, conversion, preparation, records
+from lavit_jax.data.sources import fields, files, jsonl, parts, tar, webdataset
 
 FIELDS = fields.Fields()
 
 
-def convert(source, inputs, target, naming=FIELDS, per_shard=100):
+def convert(source, inputs, target, naming=FIELDS, per_shard=100, **more):
   """Converts all parts; returns the records and the counts by reason."""
-  jobs = conversion.plan(
-    source, [str(i) for i in inputs], str(target), naming, per_shard
+  plan = preparation.plan(
+    source, [str(i) for i in inputs], str(target), naming, per_shard, **more
   )
-  run = conversion.Run(jobs)
-  for job in run.missing():
-    conversion.convert(job)
-  tally = run.tally()
-  manifest = run.finish(1.0)
-  if not manifest["count"]:
-    return [], tally
+  with contextlib.closing(preparation.Run(plan)) as run:
+    for job in run.own:
+      conversion.ensure(job)
+    tally = run.tally()
+    counted = tally.as_dict()["bytes"]
+    size = sum(j.part.size for j in run.jobs) + sum(item[3] for item in run.unused)
+    assert counted["kept"] + counted["bad"] + counted["left_out"] == size
+    if not tally.good:
+      with pytest.raises(ValueError, match="expected records, got none"):
+        run.finish(1.0)
+      return [], tally
+    run.finish(1.0)
   prepared = records.Records(target)
   return [prepared[i] for i in range(len(prepared))], tally
 
@@ -79,23 +85,27 @@ def test_every_member_of_a_bad_tar_is_accounted_for(tmp_path):
   ]
   path = web_data.tar(tmp_path / "set.tar", members)
   found, tally = convert("webdataset", [path], tmp_path / "out")
-  assert [r["id"] for r in found] == ["set/split", "set/good", "set/from_json"]
-  assert texts(found[2]) == [["", "of the json"]]
+  assert [r["id"] for r in found] == [
+    *("set/split", "set/good", "set/alone", "set/from_json", "set/empty"),
+    *("set/../escape", "set/two"),
+  ]
+  assert texts(found[3]) == [["", "of the json"]]
+  assert [len(texts(r)) for r in found] == [1, 1, 0, 1, 0, 0, 1]
   assert counts(tally) == {
-    "a picture without text": 1,
-    "a text without picture": 1,
-    "an empty text": 1,
+    "a text without picture": 2,
     "a text that is not UTF-8": 1,
     "a text too long": 1,
     "a damaged picture": 1,
     "a picture of zero bytes": 1,
     "a picture too small": 1,
-    "a path outside its folder": 2,
-    "a duplicate key": 2,
+    "a duplicate key": 1,
+    "a second picture of its key": 1,
     bad.OTHER_KIND: 1,
   }
-  assert tally.bad == 12  # a file of another kind is no bad record
-  assert tally.reasons["an empty text"]["examples"] == ["set/empty"]
+  assert tally.bad == 4  # what other tools read is left out, but not bad
+  assert tally.reasons["a text too long"]["examples"] == [
+    "set/long: 10001 characters, 10000 allowed"
+  ]
 
 
 def test_a_damaged_header_costs_its_own_members_only(tmp_path):
@@ -104,8 +114,8 @@ def test_a_damaged_header_costs_its_own_members_only(tmp_path):
   )
   data = bytearray(path.read_bytes())
   with path.open("rb") as file:
-    places = {name: m for name, m in webdataset.members(file, len(data))}
-  start = places["00001.jpg"][1] - 512
+    places = {item.key: item.found for item in tar.members(file, len(data))}
+  start = places["00001.jpg"][0] - 512
   data[start : start + 400] = b"\x07" * 400
   path.write_bytes(data)
   found, tally = convert("webdataset", [path], tmp_path / "out")
@@ -117,11 +127,12 @@ def test_a_tar_cut_short_keeps_what_is_whole(tmp_path):
   members = [m for i in range(6) for m in web_data.pair(i)]
   path = web_data.tar(tmp_path / "set.tar", members)
   with path.open("rb") as file:
-    places = dict(webdataset.members(file, path.stat().st_size))
-  end = places["00003.txt"][1] + 2
+    found = tar.members(file, path.stat().st_size)
+    places = {item.key: item.found for item in found}
+  end = places["00003.txt"][0] + 2
   path.write_bytes(path.read_bytes()[:end])
   found, tally = convert("webdataset", [path], tmp_path / "out")
-  assert len(found) == 3
+  assert [len(texts(r)) for r in found] == [1, 1, 1, 0]
   assert counts(tally)["a tar cut short"] == 1
   (tmp_path / "none.tar").write_bytes(b"")
   assert counts(convert("webdataset", [tmp_path / "none.tar"], tmp_path / "o2")[1])
@@ -138,15 +149,10 @@ def test_folder_of_pictures_with_texts(tmp_path):
   (folder / "f.md").write_text("nothing")
   found, tally = convert("folder", [folder], tmp_path / "out", per_shard=4)
   assert [r["id"] for r in found] == [
-    "photos-00000/a.JPG",
-    "photos-00000/c.JPG",
-    "photos-00001/sub/b.JPG",
+    *("photos/a.JPG", "photos/c.JPG", "photos/d.png", "photos+00001/sub/b.JPG")
   ]
-  assert counts(tally) == {
-    "a picture without text": 1,
-    "a text without picture": 1,
-    bad.OTHER_KIND: 1,
-  }
+  assert [len(texts(r)) for r in found] == [1, 1, 0, 1]
+  assert counts(tally) == {"a text without picture": 1, bad.OTHER_KIND: 1}
 
 
 def test_folder_with_a_captions_file(tmp_path):
@@ -185,6 +191,7 @@ def test_json_lines_of_every_kind(tmp_path):
       b"",
       {"id": "x", "image": "a.jpg", "caption": "again"},
       {"image": "a.jpg", "conversations": chat[:3]},
+      {"image": "a.jpg", "conversations": chat[:1]},
       {"image": None, "caption": "no picture"},
       {"caption": "no picture"},
       {"image": "a.jpg"},
@@ -202,15 +209,17 @@ def test_json_lines_of_every_kind(tmp_path):
     [["Question: how many? Answer:", "two"]],
     [["Question: what is it? Answer:", "a cat"], ["Question: where? Answer:", "here"]],
     [["", "a document"]],
+    [["", "again"]],
+    [["Question: what is it? Answer:", "a cat"]],
+    [],
   ]
-  assert [r["texts"][0]["task"] for r in found] == [
-    *("caption", "answer", "answer", "text")
+  assert [r["texts"][0]["task"] for r in found[:6]] == [
+    *("caption", "answer", "answer", "text", "caption", "answer")
   ]
+  assert found[4]["id"] == "set/x#2"
   assert counts(tally) == {
-    "a duplicate key": 1,
     "a broken conversation": 1,
     "a row without picture": 2,
-    "a row without text": 1,
     "a text that is not UTF-8": 2,
     "a broken line": 3,
   }
@@ -221,10 +230,11 @@ def test_pieces_of_a_file_hold_each_line_once(tmp_path):
   rows = [{"text": "x" * int(rng.integers(1, 60)) + str(i)} for i in range(40)]
   path = web_data.lines(tmp_path / "set.jsonl", rows)
   for size in (40, 50, 10**6):
-    whole = parts.pieces("set", path, path.stat().st_size, size, 0, str(tmp_path))
-    found = [r for p in whole for _, r in jsonl.read(p, FIELDS)]
+    bounds = parts.bounds(path.stat().st_size, size)
+    whole = parts.pieces("set", path, bounds, [0] * len(bounds), str(tmp_path))
+    found = [item.found for p in whole for item in jsonl.read(p, FIELDS)]
     assert [texts(r)[0][1] for r in found] == [row["text"] for row in rows]
-  assert len(jsonl.parts([str(path)], 10)) in (4, 5)
+  assert len(jsonl.parts([str(path)], 10).parts) in (4, 5)
 
 
 def test_gzipped_lines(tmp_path):
@@ -235,7 +245,7 @@ def test_gzipped_lines(tmp_path):
   found, tally = convert("jsonl", [tmp_path / "a.jsonl.gz"], tmp_path / "out")
   assert len(found) == 500 and not tally.bad
   found, tally = convert("jsonl", [tmp_path / "b.jsonl.gz"], tmp_path / "out2")
-  assert len(found) < 500 and "a damaged gzip file" in tally.reasons
+  assert len(found) < 500 and "a damaged compressed file" in tally.reasons
 
 
 def test_parquet_with_bytes(tmp_path):
@@ -244,7 +254,7 @@ def test_parquet_with_bytes(tmp_path):
   plain = web_data.parquet(tmp_path / "a.parquet", {"jpg": pictures, "txt": words}, 2)
   found, tally = convert("parquet", [plain], tmp_path / "out", per_shard=2)
   assert [r["image"] for r in found] == pictures[:5]
-  assert found[3]["id"] == "a-00001/1.1"
+  assert found[3]["id"] == "a+00001/1.1"
   assert counts(tally) == {"a row without picture": 1}
   struct = [{"bytes": p, "path": "x"} for p in pictures[:2]]
   columns = {"image": struct, "captions": [["one", "two"], ["three"]], "id": [7, 8]}
@@ -258,7 +268,7 @@ def test_parquet_without_the_column_or_broken(tmp_path):
   path = web_data.parquet(tmp_path / "a.parquet", columns, 2)
   _, tally = convert("parquet", [path], tmp_path / "out")
   assert counts(tally) == {"a row without picture": 2}
-  assert "got caption" in tally.reasons["a row without picture"]["examples"][0]
+  assert "got url, caption" in tally.reasons["a row without picture"]["examples"][0]
   _, tally = convert("parquet", [path], tmp_path / "out2", fields.Fields("photo"))
   assert "expected 'photo'" in tally.reasons["a row without picture"]["examples"][0]
   path.write_bytes(path.read_bytes()[:-9])
@@ -310,33 +320,33 @@ def test_tfds_without_tensorflow(tmp_path):
   assert all(texts(r)[1] == ["", "second"] for r in found) and not tally.bad
   assert "tensorflow" not in sys.modules
   with pytest.raises(ValueError, match="expected a TFDS folder"):
-    conversion.plan("tfds", [str(tmp_path)], "x", FIELDS, 10)
+    preparation.plan("tfds", [str(tmp_path)], "x", FIELDS, 10)
 
 
 def test_inputs_that_are_not_there_say_so(tmp_path):
   with pytest.raises(ValueError, match="expected files for the input"):
-    conversion.plan("jsonl", [str(tmp_path / "*.jsonl")], "x", FIELDS, 10)
+    preparation.plan("jsonl", [str(tmp_path / "*.jsonl")], "x", FIELDS, 10)
   with pytest.raises(ValueError, match="expected a folder of pictures"):
-    conversion.plan("folder", [str(tmp_path / "no")], "x", FIELDS, 10)
-  (tmp_path / "a.tar.gz").write_bytes(b"")
-  with pytest.raises(ValueError, match="uncompressed tars"):
-    conversion.plan("webdataset", [str(tmp_path / "a.tar.gz")], "x", FIELDS, 10)
+    preparation.plan("folder", [str(tmp_path / "no")], "x", FIELDS, 10)
+  (tmp_path / "a.zip").write_bytes(b"")
+  with pytest.raises(ValueError, match="ending in .tar, "):
+    preparation.plan("webdataset", [str(tmp_path / "a.zip")], "x", FIELDS, 10)
 
 
 def test_names_stay_apart(tmp_path):
   for name in ("a/0.tar", "b/0.tar"):
     web_data.tar(tmp_path / name, web_data.pair(0))
   found = webdataset.parts([str(tmp_path), str(tmp_path / "a" / "0.tar")], 1)
-  assert [part.name for part in found] == ["a/0", "b/0"]
+  assert [part.name for part in found.parts] == ["a/0", "b/0"]
 
 
 @pytest.mark.parametrize("name", ["/a", "../a", "a/../../b", "~/a", "C:\\a", "\\a"])
 def test_paths_that_leave_their_folder(name):
-  assert parts.escapes(name)
-  assert not parts.escapes("a/b..c.jpg")
+  assert files.escapes(name)
+  assert not files.escapes("a/b..c.jpg")
 
 
 def test_base64_is_no_path():
   value = base64.b64encode(web_data.jpeg(0)).decode()
   with pytest.raises(bad.BadRecord, match="a missing file"):
-    parts.read_below("/tmp", value.strip("/"))
+    files.read_below("/tmp", value.strip("/"))

@@ -11,6 +11,8 @@ from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
 from lavit_jax.models import patch_latents
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 SCHEDULE = schedules.from_config(schedules.STABLE_DIFFUSION)
 SHAPE = (4, 4, 9)
 

@@ -19,6 +19,9 @@ from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts
 from lavit_jax.stages import pixel_decoder
 from lavit_jax.training import base, optimizer, train_state
+from lavit_jax.weights import model_directory
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 BATCH = 4
 
@@ -220,6 +223,26 @@ def test_the_full_size_step_has_shapes(variant):
   after, metrics = jax.eval_shape(step, state, fixed, data, key)
   assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
   assert metrics["loss"].shape == ()
+
+
+def test_a_state_from_published_weights_is_split_as_planned(tmp_path):
+  """Both moments and the average of the U-Net used to be whole on every device."""
+  config = config_of(warm_start=str(tmp_path / "model"))
+  modules, mesh = pixel_decoder.Modules(config), sharding.make_mesh({"fsdp": 8})
+  tx = optax.chain(optimizer.make(config.optimizer, 10), optimizer.averaged(0.99))
+  made = base.born_sharded(modules.init(25, toy_run.WIDTH), tx, mesh)
+  abstract, shardings, initial = made
+  state = initial(0)
+  part = model_directory.Part(state.params["unet"], config.model.unet.to_dict())
+  model_directory.save(config.warm_start, {"unet": part})
+  found = pixel_decoder._warm(state, shardings, config, mesh, modules, tx)
+  base.check_state(found, abstract, shardings)
+  held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(found))
+  assert held == sharding.bytes_per_device(abstract, shardings)
+  whole = sharding.replicated(mesh)
+  loose = jax.device_put(found.opt_state, whole)
+  with pytest.raises(ValueError, match=r"opt_state/\S+kernel is split as .* planned"):
+    base.check_state(found.replace(opt_state=loose), abstract, shardings)
 
 
 def stage_config(data, model):

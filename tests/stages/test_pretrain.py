@@ -17,6 +17,8 @@ from lavit_jax.inference import frozen_parts
 from lavit_jax.stages import pretrain
 from lavit_jax.training import optimizer, train_state
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 WORDS = toy_run.WORDS
 INPUTS = ("tokens", "segment_ids", "positions", "feature_index")
 
@@ -161,6 +163,24 @@ def test_loss_is_the_mean_over_supervised_tokens():
   picked = np.take_along_axis(np.asarray(log_probs), targets[..., None], -1)[..., 0]
   expected = -picked[batch["loss_mask"]].mean()
   np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+  for number, kind in enumerate(pretrain.KINDS, start=1):
+    chosen = batch["target_kind"] == number
+    one = -picked[chosen].mean()
+    np.testing.assert_allclose(metrics[f"loss_{kind}"], one, rtol=1e-5)
+    share = chosen.sum() / batch["loss_mask"].sum()
+    np.testing.assert_allclose(metrics[f"share_{kind}"], share, rtol=1e-6)
+  real = np.asarray(logits)[..., : WORDS.size]
+  summed = np.asarray(jax.nn.logsumexp(real, axis=-1))[batch["loss_mask"]].mean()
+  np.testing.assert_allclose(metrics["log_normalizer"], summed, rtol=1e-5)
+  kept = batch["keep"].sum(-1)
+  kept = kept[kept > 0]
+  share = kept.mean() / toy_run.PATCHES
+  np.testing.assert_allclose(metrics["kept_share"], share, rtol=1e-5)
+  assert metrics["kept_p50"] == np.quantile(kept, 0.5, method="inverted_cdf")
+  norms = [metrics[f"gradient_norm_{name}"] for name in ("llama", "merger", "vit_proj")]
+  total = np.sqrt(np.square(norms).sum())
+  np.testing.assert_allclose(metrics["gradient_norm"], total, rtol=1e-5)
+  assert metrics["update_norm_llama"] == 0  # the recorder moves nothing
   filled = (batch["segment_ids"] > 0).mean()
   np.testing.assert_allclose(metrics["fill"], filled, rtol=1e-6)
 

@@ -23,7 +23,7 @@ def test_kinds_without_data_have_no_figures():
   sums |= {f"{name}_correct": 0.0 for name in pretrain.KINDS}
   sums |= {f"{first}_sum": 6.0, f"{first}_count": 4.0, f"{first}_correct": 1.0}
   expected = {f"loss_{first}": 1.5, f"accuracy_{first}": 0.25}
-  assert pretrain._means(sums) == expected
+  assert pretrain.held_out_means(sums) == expected
 
 
 def test_long_captions_end_before_the_drawing():

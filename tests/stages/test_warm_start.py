@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 import toy_run
 
+from configs import contrastive as contrastive_config
+from configs import pixel_decoder as pixel_decoder_config
+from configs import pretrain as pretrain_config
+from configs import visual_tokenizer as visual_tokenizer_config
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.models import codebook, lavit
@@ -148,3 +152,30 @@ def test_a_selector_that_saw_other_features_is_refused(tmp_path, stored):
   config.warm_start = str(tmp_path / "model")
   with pytest.raises(ValueError, match="'selector_input': .'whitened', 'raw'"):
     warm_start.visual_tokenizer(None, None, config)
+
+
+@pytest.mark.parametrize(
+  "config",
+  [
+    pretrain_config.get_config("7b"),
+    pixel_decoder_config.get_config("sd15"),
+    pixel_decoder_config.get_config("sdxl"),
+  ],
+  ids=lambda config: config.stage,
+)
+def test_full_size_stages_start_at_random_only_when_asked_by_name(config):
+  with pytest.raises(ValueError, match="warm_start is empty; .*warm_start=random"):
+    warm_start.check(config)
+  for fields in (dict(warm_start="models/llama"), dict(parameters_from="runs/a")):
+    told = config.copy_and_resolve_references()
+    told.update(fields)
+    warm_start.check(told)
+  config.warm_start = "random"
+  warm_start.check(config)
+  assert warm_start.folder_of(config) == ""
+
+
+def test_tiny_stages_and_the_tokenizer_of_the_paper_start_at_random():
+  for module in (contrastive_config, visual_tokenizer_config, pretrain_config):
+    assert module.get_config("tiny").warm_start == "random"
+  assert visual_tokenizer_config.get_config("7b").warm_start == "random"

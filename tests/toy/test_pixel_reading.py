@@ -1,8 +1,11 @@
 """Classifiers of pixels and the figures made of what they read."""
 
 import numpy as np
+import pytest
 
 from lavit_jax.toy import pixel_figures, pixel_reading, scenes, world
+
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def scene(color, shape, row, col):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from configs import common
 from lavit_jax.core import sharding
 from lavit_jax.training import checkpoint
 from lavit_jax.training import checkpoint_files as files
@@ -249,6 +250,46 @@ def test_the_policy_deletes_what_it_does_not_keep(tmp_path):
   keep = files.Keep(last=1, best=1, metric="loss")
   folder = written(tmp_path, steps=(1, 4, 5, 6), keep=keep)
   assert sorted(path.name for path in folder.iterdir()) == ["4", "6"]
+
+
+def test_the_last_step_can_be_the_best(tmp_path):
+  """Its figures are known only after its checkpoint has been written."""
+  keep = files.Keep(last=1, best=1, metric="loss")
+  folder = written(tmp_path, steps=(3, 6), keep=keep)
+  saved = checkpoint.Checkpoints(str(tmp_path), keep)
+  saved.save(7, state_at(7), meta_at(7))
+  saved.note(7, {"loss": 0.5})
+  saved.save(8, state_at(8), meta_at(8, loss=9.0))
+  saved.close()
+  found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+  assert found == ["7", "8"]
+
+
+def test_a_figure_that_is_no_number_is_never_the_best():
+  losses = {1: float("nan"), 2: 3.0, 3: 4.0}
+  assert files.kept([1, 2, 3], losses, files.Keep(1, 0, 1, "loss")) == {2, 3}
+
+
+@pytest.mark.parametrize(
+  ("fields", "problem"),
+  [
+    (dict(eval_every=300), r"got 500 and 300; set --config.eval_every=500$"),
+    (dict(eval_every=0), r"got 500 and 0; set"),
+    (dict(checkpoint_every=0), r"got 0 and 500; .* --config.checkpoint_every=500$"),
+    (dict(metric="train/accuracy"), r"'train/loss' or .* got 'train/accuracy'"),
+  ],
+  ids=str,
+)
+def test_best_checkpoints_without_figures_are_refused_at_the_start(fields, problem):
+  config = common.base("pretrain", keep=dict(best=1, metric="eval/loss_text"))
+  files.check_best(config)
+  config.update(dict(eval_every=1000))
+  files.check_best(config)  # every evaluation has its checkpoint
+  config.update(dict(eval_every=500))
+  config.keep.metric = fields.pop("metric", config.keep.metric)
+  config.update(fields)
+  with pytest.raises(ValueError, match=problem):
+    files.check_best(config)
 
 
 def test_remains_of_a_killed_run_are_cleared(tmp_path):

@@ -1,5 +1,6 @@
 """Steps without finite gradients change nothing, are counted, and end a lost run."""
 
+import threading
 import types
 
 import jax
@@ -84,3 +85,42 @@ def test_a_spike_is_logged_with_its_records():
 def test_noise_is_no_spike():
   rng = np.random.default_rng(0)
   assert followed(rng.normal(3.0, 0.2, 500).tolist())[1] == []
+
+
+def test_a_spike_reads_a_few_names_off_the_loop():
+  """40,960 records used to be read on every host, in the training thread."""
+  read, here, go = [], threading.get_ident(), threading.Event()
+
+  def records(position):
+    go.wait(10)
+    for number in range(40_960):
+      read.append(threading.get_ident())
+      yield f"r{position + number}"
+
+  lines = Lines()
+  eyes = guard.Guard(3, records, lines)
+  losses = [2.0 + 0.1 * (-1) ** i for i in range(guard.WINDOW)] + [9.0] + [2.0] * 8
+  for number, loss in enumerate(losses):
+    eyes.after(number + 1, 8 * number, {"loss": loss, "skipped": 0.0})
+  assert not read and not lines.events  # nothing has waited for the names
+  go.set()
+  eyes.finish()
+  ((step, kind, fields),) = lines.events
+  assert kind == "spike" and step == guard.WINDOW + 1
+  assert len(fields["records"]) == guard.SHOWN + 1 and here not in read
+  assert fields["records"][-1] == "and more" and len(read) <= guard.SHOWN + 1
+  assert fields["position"] == 8 * guard.WINDOW
+
+
+def test_only_the_first_host_reads_names(monkeypatch):
+  monkeypatch.setattr(guard.hosts, "is_primary", lambda: False)
+  losses = [2.0 + 0.1 * (-1) ** i for i in range(guard.WINDOW)] + [9.0] * 3
+  lines = Lines()
+  eyes = guard.Guard(1, lambda position: pytest.fail("names were read"), lines)
+  for number, loss in enumerate(losses):
+    eyes.after(number + 1, 8 * number, {"loss": loss, "skipped": 0.0})
+  eyes.finish()
+  assert not lines.events
+  with pytest.raises(ValueError, match="host 0 names those from row 0 on"):
+    eyes.after(1, 0, {"loss": 1.0, "skipped": 1.0})
+    eyes.finish()

@@ -20,8 +20,10 @@ from lavit_jax.layers import linear
 from lavit_jax.training import (
   base,
   checkpoint,
+  console,
   loop,
   metrics,
+  optimizer,
   profile_window,
   stop,
   timing,
@@ -44,6 +46,8 @@ class Batches:
       rows[1] = np.nan
     self.position += ROWS
     return {"x": rows}, self.position
+
+  replaced = 0
 
   def figures(self):
     return {"data_wait": 0.0, "replaced": 0.0}
@@ -87,6 +91,7 @@ def _init(key):
 
 def config(**changes) -> ml_collections.ConfigDict:
   made = common.base("toy", num_steps=12, batch_size=ROWS)
+  made.optimizer = optimizer.default_config(learning_rate=0.1, groups=dict(a=0.5))
   made.update(dict(log_every=2, eval_every=4, checkpoint_every=5) | changes)
   return made
 
@@ -132,11 +137,22 @@ def test_records_checkpoints_and_their_figures(tmp_path):
   assert last["tokens_per_second"] == pytest.approx(10 * last["examples_per_second"])
   assert last["examples_per_second"] == pytest.approx(ROWS / last["step_seconds"])
   assert "mfu" not in last  # a CPU has no peak
+  rate = optimizer.schedule(config().optimizer, 12)(11)
+  assert last["learning_rate"] == pytest.approx(float(rate))
+  assert last["learning_rate_a"] == pytest.approx(float(rate) / 2)
   saved = checkpoint.Checkpoints(str(tmp_path), KEEP)
   assert saved.steps() == [5, 10, 12]
   meta = saved.meta(10)
   assert meta["position"] == 10 * ROWS and set(meta["figures"]) == {"train/loss"}
   assert meta["code"].count("+") == 1 and meta["config"]["num_steps"] == 12
+
+
+def test_a_figure_to_keep_by_that_no_evaluation_has_is_named(tmp_path):
+  settings = config()
+  settings.keep.update(dict(best=1, metric="eval/los"))
+  message = r"expected one of \['eval/loss'\] as config.keep.metric, got 'eval/los'"
+  with pytest.raises(ValueError, match=message):
+    run(tmp_path, make_stage(), settings)
 
 
 def test_sigterm_at_any_step_resumes_exactly(tmp_path):
@@ -204,6 +220,46 @@ def test_each_phase_has_its_own_flops(tmp_path, monkeypatch):
   run(tmp_path, stage, config(eval_every=0, checkpoint_every=0))
   assert asked == [first, second]
   assert set(told[:3]) == {100.0} and set(told[3:]) == {300.0}
+
+
+def test_a_state_that_is_not_as_planned_names_the_leaf():
+  stage = make_stage()
+  state = stage.initial(0)
+  check = lambda **changes: base.check_state(
+    state.replace(**changes), stage.abstract, stage.shardings
+  )
+  check()
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+  with pytest.raises(ValueError, match=r"params/a is bfloat16\[3\], planned float32"):
+    check(params=half)
+  with pytest.raises(ValueError, match="params/a is ndarray, not on the devices"):
+    check(params=jax.device_get(state.params))
+  (adam, rest) = state.opt_state
+  shared = (adam._replace(mu=state.params), rest)
+  with pytest.raises(
+    ValueError, match="opt_state/0/mu/a shares its memory with params"
+  ):
+    check(opt_state=shared)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_without_a_terminal_there_is_a_line_a_minute(terminal, monkeypatch, capsys):
+  now = [100.0]
+  monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(console.sys.stderr, "isatty", lambda: terminal, raising=False)
+  said = console.Minutes(50, 10_000)
+  for done in range(51, 112):
+    now[0] += 2.0
+    said.after(done, 2.5, 7)
+  lines = capsys.readouterr().err.splitlines()
+  expected = [
+    "step 80 of 10000, loss 2.5000, 2 s a step, 5 h 31 min left, 7 bad records"
+  ]
+  expected += [
+    "step 110 of 10000, loss 2.5000, 2 s a step, 5 h 30 min left, 7 bad records"
+  ]
+  assert lines == ([] if terminal else expected)
+  assert "3 steps/s, 0 h 2 min left" in console.line(640, 1000, 1.0, 3.0, 0)
 
 
 def test_weights_and_biases_gets_the_metrics(tmp_path, monkeypatch):

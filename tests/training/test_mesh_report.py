@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs import contrastive, pretrain, visual_tokenizer
+from configs import contrastive, pixel_decoder, pretrain, visual_tokenizer
 from lavit_jax.core import sharding
+from lavit_jax.planning import programs
+from lavit_jax.stages import widths
 from lavit_jax.training import mesh_report
 
 
@@ -76,3 +79,34 @@ def test_activations_shrink_with_devices_and_remat():
 def test_every_stage_has_an_estimate():
   for module in (contrastive, visual_tokenizer, pretrain):
     assert estimate(module.get_config("tiny"), fsdp=8) > 1000
+
+
+def held(config, **sizes) -> int:
+  """Bytes of state and frozen parts on each of 256 devices."""
+  split = programs.widths_of(config)
+  mesh = mesh_report.without_devices(dict(config.mesh) | sizes, 256, split)
+  arguments = programs.STEPS[config.stage](config, mesh).arguments
+  groups = mesh_report.groups_of(arguments["state"], arguments["frozen"])
+  return mesh_report.total_bytes(groups)
+
+
+@pytest.mark.parametrize(
+  ("module", "fields"),
+  [(visual_tokenizer, {}), (pretrain, dict(accumulate=8))],
+  ids=["stage 1", "stage 2"],
+)
+def test_on_256_devices_the_default_mesh_splits_the_whole_model(module, fields):
+  config = module.get_config("7b")
+  config.update(fields)
+  assert held(config) <= 1.10 * held(config, data=4, fsdp=64)
+
+
+def test_a_named_size_that_leaves_arrays_whole_is_refused():
+  mesh = mesh_report.without_devices({"fsdp": 256}, 256)
+  split = programs.widths_of(pretrain.get_config("7b"))
+  assert split == [4096, 1408]
+  with pytest.raises(ValueError, match=r"fsdp = 256 .* \[1408\] .*mesh.fsdp=-1"):
+    widths.check(mesh, split)
+  widths.check(mesh_report.without_devices({"fsdp": -1}, 256, split), split)
+  split = programs.widths_of(pixel_decoder.get_config("sdxl"))
+  assert mesh_report.without_devices({"fsdp": -1}, 256, split).shape["fsdp"] == 64

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from lavit_jax.training import watchdog
 from lavit_jax.training.watchdog import Place
 
@@ -56,3 +58,22 @@ def test_quick_phases_print_nothing(capfd):
   with watchdog.Watchdog(0):
     time.sleep(0.1)
   assert capfd.readouterr().err == ""
+
+
+def test_a_hung_process_ends_with_a_status_to_start_again_on(capfd, monkeypatch):
+  ended = []
+
+  def end(status):
+    ended.append(status)
+    dog._stop.set()
+
+  monkeypatch.setattr(watchdog.os, "_exit", end)
+  with watchdog.Watchdog(0.2, end_after=0.5) as dog:
+    dog.enter("step", 7)
+    time.sleep(1.2)
+  assert ended == [watchdog.HUNG] == [75]
+  said = capfd.readouterr().err
+  assert said.count("in its step at step 7") == 2 and "ends this process" in said
+  for timeout in (0, 900):
+    with pytest.raises(ValueError, match="end_hung of at least .* got 600"):
+      watchdog.Watchdog(timeout, end_after=600)

@@ -17,6 +17,8 @@ from lavit_jax.evaluate import (
 from lavit_jax.inference.api import LaVIT
 from lavit_jax.inference.pictures import stack
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 def written(path, content):
   path.write_text(json.dumps(content))

@@ -13,7 +13,7 @@ import pytest
 import web_data
 
 from lavit_jax import prepare
-from lavit_jax.data import conversion, dry_run, records
+from lavit_jax.data import conversion, dry_run, preparation, records
 from lavit_jax.data.sources import fields
 from lavit_jax.toy import prepared
 
@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def jobs_of(pattern, target, per_shard=100):
   given = [str(pattern)]
-  return conversion.plan("webdataset", given, str(target), fields.Fields(), per_shard)
+  return preparation.plan("webdataset", given, str(target), fields.Fields(), per_shard)
 
 
 def contents(folder):
@@ -55,9 +55,9 @@ def test_worker_processes_change_no_byte(tars, expected, tmp_path):
 
 def test_finished_shards_are_not_done_again(tars, expected, tmp_path, monkeypatch):
   jobs = jobs_of(tars, tmp_path / "out")
-  conversion.Run(jobs).close()
-  conversion.convert(jobs[2])
-  (tmp_path / "out" / "webdataset-00000-of-00004.array_record.7.tmp").touch()
+  preparation.Run(jobs).close()
+  conversion.convert(jobs.jobs[2])
+  (tmp_path / "out" / "webdataset-00000.array_record.7.tmp").touch()
   done, convert = [], conversion.convert
   monkeypatch.setattr(
     conversion, "convert", lambda job: (done.append(job.part.name), convert(job))
@@ -70,28 +70,29 @@ def test_finished_shards_are_not_done_again(tars, expected, tmp_path, monkeypatc
   assert len(done) == 3 and contents(tmp_path / "out") == expected
 
 
-def test_other_inputs_do_not_continue_a_run(tars, tmp_path):
+def test_other_settings_do_not_continue_a_run(tars, tmp_path):
   prepare.run(jobs_of(tars, tmp_path / "out"))
-  web_data.tar(tmp_path / "more" / "x.tar", web_data.pair(0))
-  with pytest.raises(ValueError, match="continue the run.*parts differ"):
-    prepare.run(jobs_of(tmp_path / "more", tmp_path / "out"))
+  other = fields.Fields(text="recaption")
+  plan = preparation.plan("webdataset", [tars], str(tmp_path / "out"), other, 100)
+  with pytest.raises(ValueError, match="continue the run.*text differ"):
+    prepare.run(plan)
   records.write_shards(prepared.toy_records("novel", 2), tmp_path / "toy", "toy", 2)
   with pytest.raises(ValueError, match="new folder, got other records"):
     prepare.run(jobs_of(tars, tmp_path / "toy"))
 
 
 def test_two_runs_do_not_share_a_folder(tars, tmp_path):
-  first = conversion.Run(jobs_of(tars, tmp_path / "out"))
+  first = preparation.Run(jobs_of(tars, tmp_path / "out"))
   with pytest.raises(ValueError, match="another prepare at work"):
-    conversion.Run(jobs_of(tars, tmp_path / "out"))
+    preparation.Run(jobs_of(tars, tmp_path / "out"))
   first.close()
-  conversion.Run(jobs_of(tars, tmp_path / "out")).close()
+  preparation.Run(jobs_of(tars, tmp_path / "out")).close()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_run_lets_go_of_its_folder(tmp_path, monkeypatch, processes):
   monkeypatch.setattr(prepare, "ENOUGH", 2)
-  web_data.tar(tmp_path / "in" / "0.tar", [("a.jpg", b"x"), ("b.txt", b"x")])
+  web_data.tar(tmp_path / "in" / "0.tar", [("a.jpg", b"x"), ("b.jpg", b"x")])
   web_data.tar(tmp_path / "in" / "1.tar", web_data.pair(1))
   jobs = jobs_of(tmp_path / "in", tmp_path / "out")
   with pytest.raises(ValueError, match="got 2 of") as stopped:
@@ -104,9 +105,10 @@ def test_a_stopped_run_lets_go_of_its_folder(tmp_path, monkeypatch, processes):
 def test_a_refused_run_lets_go_of_the_folder(tars, tmp_path):
   jobs = jobs_of(tars, tmp_path / "out")
   prepare.run(jobs)
-  web_data.tar(tmp_path / "more" / "x.tar", web_data.pair(0))
+  other = fields.Fields(text="recaption")
+  plan = preparation.plan("webdataset", [tars], str(tmp_path / "out"), other, 100)
   with pytest.raises(ValueError, match="continue the run") as refused:
-    prepare.run(jobs_of(tmp_path / "more", tmp_path / "out"))
+    prepare.run(plan)
   assert refused.tb is not None
   assert prepare.run(jobs)["count"] == 24
 
@@ -127,12 +129,12 @@ def test_too_many_bad_records_stop_the_run_and_a_higher_limit_goes_on(tmp_path):
 
 def test_many_bad_records_stop_a_run_before_its_end(tars, tmp_path, monkeypatch):
   monkeypatch.setattr(prepare, "ENOUGH", 2)
-  web_data.tar(tmp_path / "in" / "0.tar", [("a.jpg", b"x"), ("b.txt", b"x")])
+  web_data.tar(tmp_path / "in" / "0.tar", [("a.jpg", b"x"), ("b.jpg", b"x")])
   web_data.tar(tmp_path / "in" / "1.tar", web_data.pair(1))
   jobs = jobs_of(tmp_path / "in", tmp_path / "out")
   with pytest.raises(ValueError, match="got 2 of 2"):
     prepare.run(jobs)
-  assert not jobs[1].report.exists()
+  assert not jobs.jobs[1].report.exists()
 
 
 def test_dry_run_shows_records_and_writes_nothing(tars, tmp_path):

@@ -11,6 +11,8 @@ from lavit_jax.models import visual_tokenizer as model
 from lavit_jax.models import vit
 from lavit_jax.planning import measured_sweep
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 
 def test_all_layouts_of_eight_devices():
   found = [measured_sweep.name_of(layout) for layout in measured_sweep.layouts(8)]

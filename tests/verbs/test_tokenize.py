@@ -14,7 +14,7 @@ import web_data
 
 from lavit_jax import prepare, tokenize
 from lavit_jax.core import sharding
-from lavit_jax.data import conversion, images, items, records, text, token_figures
+from lavit_jax.data import images, items, preparation, records, text, token_figures
 from lavit_jax.data.sources import fields
 from lavit_jax.inference import frozen_parts, sidecars, tokenizing
 from lavit_jax.models import codebook, selector, whitening
@@ -135,7 +135,7 @@ def tokenized_tars(tmp_path_factory, visual_tokenizer_directory):
   pattern = web_data.tars(folder / "in", 3, 5)
   web_data.tar(folder / "in" / "00003.tar", [("readme.md", b"nothing")])
   prepare.run(
-    conversion.plan("webdataset", [pattern], str(folder / "out"), fields.Fields(), 1)
+    preparation.plan("webdataset", [pattern], str(folder / "out"), fields.Fields(), 1)
   )
   shutil.copytree(folder / "out", folder / "bare")
   sidecars.run(str(visual_tokenizer_directory), str(folder / "out"), 8)

@@ -96,7 +96,8 @@ def test_checkpoint_of_another_configuration(language_run, language_config):
   config.log_every = 3  # may change
   message = (
     r"another configuration \(model.mlp_dim: 96 -> 80; optimizer.learning_rate: 0.003"
-    r" -> 0.5\); restore those values or choose a new --workdir"
+    r" -> 0.5\); restore those values, say --change=optimizer.learning_rate where that"
+    r" is meant, or choose a new --workdir"
   )
   refused(config, language_run, message)
 

@@ -12,7 +12,8 @@ import test_loop
 import toy_run
 from PIL import Image
 
-from lavit_jax.stages import stage_run
+from lavit_jax.data import skipping
+from lavit_jax.stages import resuming, stage_run
 from lavit_jax.training import checkpoint, compile_cache, metrics
 
 
@@ -35,11 +36,15 @@ def toy(monkeypatch):
     return stage
 
   monkeypatch.setitem(stage_run.STAGES, "toy", build)
+  monkeypatch.setattr(stage_run.widths, "of_run", lambda config: [])
+  names = {name: f"records {name}" for name in ("data.train", "data.eval")}
+  monkeypatch.setattr(stage_run.data_names, "of", lambda config: dict(names))
+  return names
 
 
 def config(**changes):
   made = test_loop.config(**changes)
-  made.data = dict(train="here", eval="here")
+  made.data = dict(train="here", eval="here", skip="")
   made.mesh.update(dict(fsdp=4, tensor=2))
   return made
 
@@ -104,3 +109,79 @@ def test_the_checkpoint_of_other_settings_is_refused(tmp_path):
   stage_run.run(config(num_steps=2, log_every=1, step_timeout=5), str(tmp_path))
   with pytest.raises(ValueError, match=r"configuration \(num_steps: 2 -> 3\)"):
     stage_run.run(config(num_steps=3), str(tmp_path))
+
+
+def test_moved_data_are_accepted_and_changed_ones_refused(tmp_path, toy):
+  stage_run.run(config(num_steps=2), str(tmp_path))
+  moved = config(num_steps=2)
+  moved.data.train = "elsewhere"
+  stage_run.run(moved, str(tmp_path))
+  toy["data.train"] = "other records"
+  message = "other data, .*data.train: records data.train -> other records.; give"
+  with pytest.raises(ValueError, match=message):
+    stage_run.run(config(num_steps=2), str(tmp_path))
+
+
+def asked(step=None, *change):
+  return resuming.Asked(step, change)
+
+
+def steered(folder, request, skip="", **changes):
+  made = config(**changes)
+  made.data.skip = skip
+  stage_run.run(made, str(folder), asked=request)
+
+
+def changes_of(folder):
+  return [{k: e[k] for k in ("step", "changed")} for e in resuming.read_changes(folder)]
+
+
+def test_a_longer_schedule_and_another_rate_are_asked_for_by_name(tmp_path):
+  steered(tmp_path, asked(), num_steps=2)
+  message = r"num_steps: 2 -> 4\); .* say --change=num_steps where that is meant,"
+  with pytest.raises(ValueError, match=message):
+    steered(tmp_path, asked(), num_steps=4)
+  steered(tmp_path, asked(None, "num_steps"), num_steps=4)
+  steered(tmp_path, asked(None, "num_steps"), num_steps=4)  # the same command resumes
+  steered(tmp_path, asked(), num_steps=4)
+  assert json.loads((tmp_path / "config.json").read_text())["num_steps"] == 4
+  assert changes_of(tmp_path) == [{"step": 2, "changed": {"num_steps": [2, 4]}}]
+  for wrong, message in (
+    ("seed", "to name fields of num_steps, optimizer., .* got .'seed'.; what else"),
+    ("optimizer.name", "got .'optimizer.name'."),
+    ("optimizer.eps", "got the old ones of .'optimizer.eps'.; give"),
+    ("optimizer.esp", "fields of the config after --change, got 'optimizer.esp'"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      steered(tmp_path, asked(None, wrong), num_steps=4)
+  with pytest.raises(ValueError, match="a run with checkpoints in .* got none; leave"):
+    steered(tmp_path / "new", asked(None, "num_steps"))
+
+
+def test_a_run_goes_back_to_a_step_and_leaves_rows_out(tmp_path):
+  """The same command resumes: it goes back once, however often it is given."""
+  steered(tmp_path, asked(), num_steps=9, checkpoint_every=2)
+  with pytest.raises(ValueError, match=r"resume_step to be one of \[8, 9\]"):
+    steered(tmp_path, asked(4), num_steps=9)
+  steered(tmp_path, asked(8), "32:36", num_steps=9)
+  assert changes_of(tmp_path) == [{"step": 8, "changed": {"data.skip": ["", "32:36"]}}]
+  newest = checkpoint.Checkpoints(str(tmp_path), test_loop.KEEP)
+  assert newest.meta(9)["config"]["data"]["skip"] == "32:36"
+  steered(tmp_path, asked(8), "32:36", num_steps=9)
+  assert len(changes_of(tmp_path)) == 1
+  steered(tmp_path, asked(9), "32:36", num_steps=9)  # the newest: noted all the same
+  assert changes_of(tmp_path)[1] == {"step": 9, "changed": {}}
+
+
+def test_rows_are_left_out_of_the_stream():
+  spans = skipping.parse("7:9, 3:5,5:6")
+  assert spans == [(3, 6), (7, 9)] and skipping.parse("") == []
+  left_out = skipping.LeftOut(spans)
+  order = skipping.Order(range(100, 200), left_out)
+  assert [order[used] for used in range(6)] == [100, 101, 102, 106, 109, 110]
+  for used in range(20):
+    assert left_out.used(left_out.position(used)) == used
+  assert [left_out.used(p) for p in (3, 4, 6, 7, 8, 9, 10)] == [3, 3, 3, 4, 4, 4, 5]
+  for text in ("3", "5:3", "3:5;", "a:b", "-1:4"):
+    with pytest.raises(ValueError, match="leave out as FIRST:LAST,FIRST:LAST, got"):
+      skipping.parse(text)

@@ -1,6 +1,7 @@
 """Model directories: exact round trips, sharded reading, complete complaints."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from lavit_jax.core import sharding
-from lavit_jax.weights import model_directory
+from lavit_jax.weights import model_directory, sums
 from lavit_jax.weights.model_directory import Part
 
 
@@ -158,3 +159,82 @@ def test_a_number_stays_a_number(tmp_path):
   model_directory.save(tmp_path / "model", {"a": Part(tree, {})})
   found = model_directory.load(tmp_path / "model", "a", abstract(tree), one_device())
   assert found["scale"].shape == () and found["scale"] == 2.5
+
+
+def flipped(path, at: int):
+  """Changes one bit of a file."""
+  content = bytearray(path.read_bytes())
+  content[at] ^= 1 << (at % 8)
+  path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("blocks", [True, False], ids=["blocks", "of old"])
+def test_a_flipped_bit_in_any_file_is_refused_by_whatever_reads_it(
+  tmp_path, monkeypatch, blocks
+):
+  monkeypatch.setattr(model_directory, "MAX_SHARD_BYTES", 200)
+  tree = params()
+  model_directory.save(tmp_path / "model", {"a": Part(tree, {}), "b": Part(tree, {})})
+  if not blocks:  # as directories were written before there were sums
+    path = tmp_path / "model/manifest.json"
+    manifest = json.loads(path.read_text())
+    for entry in manifest["parts"].values():
+      del entry[model_directory.BLOCKS]
+    path.write_text(json.dumps(manifest))
+  names = sorted(path.name for path in (tmp_path / "model").glob("*.safetensors"))
+  assert len(names) > 4
+  for number, name in enumerate(names):
+    folder = tmp_path / f"copy{number}"
+    shutil.copytree(tmp_path / "model", folder)
+    flipped(folder / name, -1 - number)
+    good, bad = ("b", "a") if name.startswith("a") else ("a", "b")
+    message = f"files that were written in .*copy{number}, got changed ones: .*{name}"
+    for below in ((), tuple(tree)[:1]):
+      shapes = abstract({key: tree[key] for key in below or tree})
+      with pytest.raises(ValueError, match=message):
+        model_directory.load(folder, bad, shapes, one_device(), below=below)
+    with pytest.raises(ValueError, match=message):
+      model_directory.read_part(folder, bad)
+    model_directory.load(folder, good, abstract(tree), one_device())
+
+
+def test_block_sums_see_any_bit_and_any_move(tmp_path, monkeypatch):
+  monkeypatch.setattr(sums, "ROWS", 4)
+  monkeypatch.setattr(sums, "LANES", 2)
+  monkeypatch.setattr(sums, "BLOCK", 64)
+  content = np.random.default_rng(0).integers(0, 256, 150, dtype=np.uint8)
+  path = tmp_path / "file"
+
+  def of(values):
+    path.write_bytes(values.tobytes())
+    return sums.of_file(path)
+
+  expected, found = of(content), sums.BlockSum()
+  for start in range(0, 150, 7):
+    found.update(content[start : start + 7])
+  assert found.hexdigest() == expected
+  others = [content[:-1], np.append(content, np.uint8(0)), content[::-1].copy()]
+  for at in range(150):
+    changed = content.copy()
+    changed[at] ^= 1 << (at % 8)
+    others.append(changed)
+  for first, second in ((0, 8), (8, 40), (0, 64)):
+    moved = content.copy()
+    moved[first : first + 8] = content[second : second + 8]
+    moved[second : second + 8] = content[first : first + 8]
+    others.append(moved)
+  assert len({of(values) for values in others} | {expected}) == len(others) + 1
+
+
+def test_the_checksum_of_a_published_part_covers_large_tensors():
+  """A merged adapter changes attention kernels alone, which are large."""
+  kernel = np.zeros((256, 128), np.float32)
+  merged = kernel.copy()
+  merged[7, 5] = 1e-3
+  one, other = (
+    model_directory._PublishedEntry(Part({"kernel": value}, {"heads": 2}))
+    for value in (kernel, merged)
+  )
+  assert one["config"] == {"heads": 2} and one["checksum"] != other["checksum"]
+  again = model_directory._PublishedEntry(Part({"kernel": kernel.copy()}, {}))
+  assert again["checksum"] == one["checksum"]

@@ -61,6 +61,26 @@ def test_exported_keys_have_the_published_patterns(folders, tmp_path):
   }
   for name, keys in found.items():
     assert pattern(keys) == pattern(full[name]), name
+  assert_flips_are_refused(tmp_path / "out")
+
+
+def assert_flips_are_refused(folder):
+  """Every weight file of an export is compared with its sum by some part."""
+  parts = model_directory.read_manifest(folder)["parts"]
+  weights = sorted(path for path in folder.rglob("*") if files.is_file_name(path))
+  assert len(weights) >= 8
+  for path in weights:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 16]))
+    refused = []
+    for name in parts:
+      try:
+        model_directory.begin_check(folder, name)()
+      except ValueError as error:
+        assert f"{path.parent.name}/{path.name}" in str(error)
+        refused.append(name)
+    assert refused, path
+    path.write_bytes(content)
 
 
 def test_both_feature_decoders_and_sampling_are_kept(folders):

@@ -1,22 +1,29 @@
 """Parts of a source: what one worker turns into one output shard.
 
-Every source is a module with two functions:
+Every source is a module with three functions:
 
-    parts(inputs, records_per_part) -> [Part]
-    read(part, fields) -> (key, record | BadRecord), ...
+    parts(inputs, records_per_part, known) -> Listing
+    read(part, fields) -> Item, ...
+    stamp(part) -> str
 
-`read` depends on the part alone, so any worker may do it, and do it again.
+`read` depends on the part alone, so any worker may do it, and again. A part keeps its
+name and its bounds when inputs are added, or grow at their end; `stamp` changes when
+its bytes do.
 """
 
 import dataclasses
+import hashlib
 import os
-from typing import BinaryIO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
 from lavit_jax.data import bad
 
-MAX_BYTES = 100_000_000  # of one picture or line
+SAMPLES, SAMPLE = 4, 65_536  # pieces of a file that tell it from another, their bytes
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+Bound = int | str  # bytes, row groups or positions; names in a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,114 +31,175 @@ class Part:
   """A piece of a source.
 
   Attributes:
-    name: unique in the run; the ids of its records begin with it.
+    name: unique in the target; the ids of its records begin with it.
     path: file or folder.
-    start: begin of the piece: bytes, row groups or positions, as the source counts.
+    start: begin of the piece: bytes, row groups, positions or names, as the source
+      counts.
     stop: end of the piece.
-    size: bytes of the file or files; another size on a restart is noticed.
+    size: bytes of the piece.
     root: folder that paths inside the data are relative to.
+    input: name of the file or folder.
   """
 
   name: str
   path: str
-  start: int
-  stop: int
+  start: Bound
+  stop: Bound
   size: int
   root: str = ""
+  input: str = ""
 
 
-def expand(patterns: list[str], suffixes: tuple[str, ...]) -> list[epath.Path]:
-  """Finds the files of patterns or folders, each once and in sorted order.
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """What a part holds in one place.
 
-  Args:
-    patterns: files, folders (all their files, at any depth) or patterns with * ? [].
-    suffixes: endings of the wanted files inside folders.
+  Attributes:
+    key: names it inside the part.
+    found: what was found there, or why it is not used.
+    size: bytes of the part that it takes; for compressed parts in any unit.
+    cut: "surely" where the part held more once, "likely" where that is a guess.
   """
-  found = {}
-  for pattern in patterns:
-    path = epath.Path(pattern)
-    if any(sign in pattern for sign in "*?["):
-      at = min(i for i, step in enumerate(path.parts) if set(step) & set("*?["))
-      hits = epath.Path(*path.parts[:at]).glob("/".join(path.parts[at:]))
-    elif path.is_dir():
-      below = (at / name for at, _, names in path.walk() for name in names)
-      hits = [file for file in below if file.name.lower().endswith(suffixes)]
-    else:
-      hits = [path] if path.exists() else []
-    hits = sorted(hits, key=os.fspath)
-    if not hits:
-      raise ValueError(
-        f"expected files for the input {pattern}, got none; give a file, a folder or a"
-        " pattern"
-      )
-    found |= {
-      os.path.abspath(hit) if "://" not in os.fspath(hit) else hit: hit for hit in hits
-    }
-  return list(found.values())
+
+  key: str
+  found: Any
+  size: int = 0
+  cut: str = ""
 
 
-def names(paths: list[epath.Path]) -> list[str]:
-  """Names files by their path below the folder that they share, without suffix."""
-  texts = [os.fspath(path) for path in paths]
-  shared = os.path.dirname(texts[0])
-  if len(texts) > 1:
-    shared = os.path.commonpath([os.path.dirname(text) for text in texts])
-  names = [os.path.splitext(os.path.relpath(text, shared))[0] for text in texts]
-  if len(set(names)) < len(names):  # a.json beside a.jsonl
-    names = [os.path.relpath(text, shared) for text in texts]
-  return [bad.printable(name) for name in names]
+@dataclasses.dataclass(frozen=True)
+class Known:
+  """An input that the target holds already.
+
+  Attributes:
+    name: its name.
+    bounds: where it was cut, from its begin to its end.
+  """
+
+  name: str
+  bounds: tuple[Bound, ...]
+
+
+NOTHING: Mapping[str, Known] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """What a source makes of its inputs.
+
+  Attributes:
+    parts: in order.
+    unused: items for files that are no part of it, with the reason.
+  """
+
+  parts: list[Part]
+  unused: list[Item]
+
+
+def bounds(end: int, step: int, known: Sequence[int] = ()) -> list[int]:
+  """Cuts [0, end) at every `step`, going on behind the bounds that are known."""
+  found = [bound for bound in known if bound < end] or [0]
+  while found[-1] + step < end:
+    found.append(found[-1] + step)
+  return [*found, end]
 
 
 def pieces(
-  name: str, path: epath.PathLike, end: int, step: int, size: int, root: str = ""
+  name: str,
+  path: epath.PathLike,
+  found: Sequence[Bound],
+  sizes: Iterable[int],
+  root: str = "",
 ) -> list[Part]:
-  """Cuts [0, end) into parts of `step`; a single one keeps the bare name."""
-  starts = range(0, end, max(step, 1))
-  wanted = f"{name}-{{:05d}}" if len(starts) > 1 else name
+  """Makes a part of each pair of bounds; the first keeps the bare name."""
+  path = os.fspath(path)
   return [
-    Part(wanted.format(i), os.fspath(path), at, min(at + step, end), size, root)
-    for i, at in enumerate(starts)
+    Part(f"{name}+{i:05d}" if i else name, path, start, stop, size, root, name)
+    for i, (start, stop, size) in enumerate(zip(found, found[1:], sizes))
+    if start != stop
   ]
 
 
-def open_input(path: str) -> BinaryIO:
-  """Opens a file of the source, from a bucket too; a vanished file is a user error."""
-  try:
-    return epath.Path(path).open("rb")
-  except OSError as error:
-    raise ValueError(
-      f"expected the input file {path}, got {error.strerror or error}; check the input"
-      " and run the same command again"
-    ) from error
+def stamp_file(path: epath.PathLike, start: int = 0, stop: int | None = None) -> str:
+  """Tells the bytes of a file from others by a sample of them."""
+  path = epath.Path(path)
+  stop = path.stat().length if stop is None else stop
+  digest = hashlib.sha256(f"{start}:{stop}".encode())
+  steps = [start + (stop - start - SAMPLE) * i // 3 for i in range(SAMPLES)]
+  with path.open("rb") as file:
+    for at in steps if stop - start > SAMPLES * SAMPLE else [start]:
+      file.seek(at)
+      digest.update(file.read(min(stop - at, SAMPLES * SAMPLE)))
+  return digest.hexdigest()
 
 
-def read_below(root: str, name: str) -> bytes:
-  """Reads a file that data names.
+def named(
+  paths: Sequence[epath.Path], known: Mapping[str, Known], whole: bool = False
+) -> tuple[list[tuple[str, epath.Path, tuple]], list[Item]]:
+  """Names files by their path below the folder that they share, without suffix.
+
+  A file that the target knows keeps its name, also after it has moved.
 
   Args:
-    root: folder that must hold the file.
-    name: path relative to it.
+    paths: files, or folders.
+    known: inputs of the target by path.
+    whole: suffixes belong to the names, as with folders.
 
-  Raises:
-    BadRecord: the path leaves the folder, is missing, or holds too much.
+  Returns:
+    (name, path, known bounds) of each, and items for copies of files that are in the
+    target already.
   """
-  if escapes(name):
-    raise bad.BadRecord("a path outside its folder", name)
-  path = epath.Path(root) / name
-  try:
-    size = path.stat().length
-    if size > MAX_BYTES:
-      raise bad.BadRecord("a file too large", f"{name} of {size} bytes")
-    return path.read_bytes()
-  except OSError as error:
-    raise bad.BadRecord("a missing file", f"{name}: {error.strerror}") from error
-  except ValueError as error:
-    if isinstance(error, bad.BadRecord):
-      raise
-    raise bad.BadRecord("a missing file", f"{name!r}: {error}") from error
+  natural = _natural([p for p in paths if os.fspath(p) not in known], whole)
+  taken = {found.name: path for path, found in known.items()}
+  found, copies = [], []
+  for path in paths:
+    text = os.fspath(path)
+    if text in known:
+      found.append((known[text].name, path, known[text].bounds))
+      continue
+    first, *full = natural[text]
+    beside = os.path.dirname(text) == os.path.dirname(taken.get(first, ""))
+    for name in (first, *(full if beside else ()), *_longer(text, whole)):
+      earlier = taken.get(name)
+      if earlier is None or earlier in known and not epath.Path(earlier).exists():
+        taken[name] = text
+        bounds = known[earlier].bounds if earlier else ()
+        found.append((name, path, bounds))
+        break
+      if _same(epath.Path(earlier), path):
+        other = bad.LeftOut("a copy of another input", earlier)
+        copies.append(Item(text, other, path.stat().length))
+        break
+  return found, copies
 
 
-def escapes(name: str) -> bool:
-  """Whether a path inside data would leave the folder it is relative to."""
-  steps = name.replace("\\", "/").split("/")
-  return name.startswith(("/", "\\", "~")) or ".." in steps or ":" in steps[0]
+def _same(one: epath.Path, other: epath.Path) -> bool:
+  if one.is_dir() or other.is_dir():
+    return False
+  sizes = one.stat().length, other.stat().length
+  return sizes[0] == sizes[1] and stamp_file(one) == stamp_file(other)
+
+
+def _natural(paths: Sequence[epath.Path], whole: bool) -> dict[str, tuple[str, ...]]:
+  """Names of files below their common folder, without and with suffix."""
+  texts = [os.fspath(path) for path in paths]
+  if not texts:
+    return {}
+  shared = os.path.commonpath([os.path.dirname(text) for text in texts])
+  found = {}
+  for text in texts:
+    name = bad.printable(os.path.relpath(text, shared))
+    found[text] = (name,) if whole else (_stem(name), name)
+  return found
+
+
+def _stem(name: str) -> str:
+  stem, suffix = os.path.splitext(name)
+  return os.path.splitext(stem)[0] if suffix in PACKED else stem
+
+
+def _longer(text: str, whole: bool) -> list[str]:
+  """Names with ever more folders before the file's."""
+  text = text if whole else _stem(text)
+  steps = [bad.printable(step) for step in text.strip("/").split("/")]
+  return ["/".join(steps[-n:]) for n in range(2, len(steps) + 1)]
