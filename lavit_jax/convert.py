@@ -18,10 +18,9 @@ through memory one at a time; a target appears whole or not at all, and an exist
 is left alone. A .bin needs torch, safetensors files do not.
 """
 
-import sys
-
 from absl import app, flags
 
+from lavit_jax.core import command_line
 from lavit_jax.inference import gpu_folder, gpu_parity
 from lavit_jax.weights import (
   eva,
@@ -39,9 +38,9 @@ DEFAULT_FORMAT = {"lavit": "bin"}
 
 def define_flags() -> None:
   """Defines the flags, in this program only: other verbs have flags of these names."""
-  flags.DEFINE_string("source", None, "What to read.", required=True)
-  flags.DEFINE_string("target", None, "What to write; must be new.", required=True)
-  flags.DEFINE_string("base", None, "import: model directory to add the parts to.")
+  command_line.define_path("source", None, "What to read.", required=True)
+  command_line.define_path("target", None, "What to write; must be new.", required=True)
+  command_line.define_path("base", None, "import: model directory to add the parts to.")
   flags.DEFINE_integer("num_heads", eva.NUM_HEADS, "import eva: attention heads.")
   flags.DEFINE_enum("format", None, sorted(SUFFIXES), "export: kind of weight files.")
   flags.DEFINE_enum(
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> None:
       " import llama --source=Llama-2-7b-hf --target=models/llama"
     )
   given, kind, done = flags.FLAGS, argv[2], DONE[argv[1]]
-  try:
+  with command_line.in_sentences():
     if kind == GPU:
       _gpu(argv[1], given)
     elif argv[1] == "import":
@@ -72,10 +71,6 @@ def main(argv: list[str]) -> None:
     else:
       suffix = SUFFIXES[given.format or DEFAULT_FORMAT.get(kind, "safetensors")]
       exchange.export_model(kind, given.source, given.target, suffix, given.dtype)
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  except OSError as error:
-    sys.exit(f"error: {error.strerror or error}: {error.filename}")
   print(f"{done} {given.target}")
 
 

@@ -25,6 +25,7 @@ FLOORS = (
 TOP = len(FLOORS)  # the verbs: every file at the root, which may call each other
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 VERBS = {
+  "compare",
   "prepare",
   "tokenize",
   "train",
