@@ -49,14 +49,13 @@ def _run(folder: pathlib.Path) -> list[str]:
   if not (folder / "config.json").is_file():
     return ["Imported weights, or a model directory apart from its run: nothing known."]
   config = files.read_json(folder / "config.json")
-  data = config.get("data", {})
+  data, start = config.get("data", {}), config.get("warm_start", "")
   facts = {
     "stage": config.get("stage"),
     "steps": config.get("num_steps"),
     "batch size": config.get("batch_size"),
     "training data": data.get("train") if isinstance(data, dict) else None,
-    "started from": config.get("warm_start", "").removeprefix("random")
-    or config.get("init_from"),
+    "started from": start if start not in ("", "random") else config.get("init_from"),
   }
   lines = [f"- {name}: {value}" for name, value in facts.items() if value]
   return lines + _figures(folder / "metrics.jsonl")

@@ -1,4 +1,4 @@
-"""The whole of `train.run` around a stage of three numbers."""
+"""The whole of `stage_run.run` around a stage of three numbers."""
 
 import contextlib
 import json
