@@ -24,7 +24,7 @@ from lavit_jax.training import (
 )
 
 CHANGES = "changes.jsonl"
-# What may change between a run and its resumption.
+# What may change between a run and its resumption; docs/training.md lists it.
 FREE_FIELDS = (
   "init_from",  # its weights are compared by checksum
   "warm_start",
@@ -177,7 +177,11 @@ def _checked(folder, meta, fields, stage, asked, given: bool) -> dict[str, list]
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name) and not _is_in(name, (*FREE_FIELDS, *paths))
   }
-  refused = [name for name in differing if not _is_in(name, asked.change)]
+  refused = [
+    name
+    for name in differing
+    if not _is_in(name, asked.change) or _is_in(name, FIXED_FIELDS)
+  ]
   if refused:
     told = "; ".join(f"{n}: {differing[n][0]} -> {differing[n][1]}" for n in refused)
     able = [name for name in refused if _may_change(name)]
