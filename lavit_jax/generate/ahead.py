@@ -3,7 +3,7 @@
     model, mesh -> abstract weights -> reading and decoding -> trace, lower, compile
 
 The functions are those of `generate.decode`, with everything that is no array bound;
-`stages.serving_programs` gives them to `plan`.
+`planning.serving_programs` gives them to `plan`.
 """
 
 import functools

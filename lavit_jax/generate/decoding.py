@@ -11,7 +11,7 @@ Two things differ from it on purpose: drawing may choose codes and [/IMG] only, 
 the reference also lets some text ids pass that it drops later; and a drawing of a
 prompt with pictures may be as long as any other, where the reference overwrites its
 length by that of the prompt.
-How pixels are sampled stands with the pixel decoder (`stages.pixel_parts`).
+How pixels are sampled stands with the pixel decoder (`inference.pixel_parts`).
 """
 
 from collections.abc import Mapping

@@ -24,7 +24,7 @@ from lavit_jax.training import (
 )
 
 CHANGES = "changes.jsonl"
-# What may change between a run and its resumption.
+# What may change between a run and its resumption; docs/training.md lists it.
 FREE_FIELDS = (
   "init_from",  # its weights are compared by checksum
   "warm_start",
@@ -42,7 +42,7 @@ FREE_FIELDS = (
 NAMED_FIELDS = ("num_steps", "optimizer.", "kind_weights.", "z_loss", "data.eval")
 FIXED_FIELDS = ("optimizer.name",)  # its state is another one
 # Fields that came later, and what they were before.
-EARLIER = {"mask_comparison": 1.0, "z_loss": 0.0}
+EARLIER = {"mask_comparison": 1.0, "z_loss": 0.0, "model.selector_input": "whitened"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +100,11 @@ def begin(
   hosts.meet("changes read")
   if hosts.is_primary():
     print(f"resuming {folder} at step {step}")
+    if given and asked.step is not None:
+      print(
+        f"note: this run went back to step {asked.step} by this same command before,"
+        f" and goes on from its newest checkpoint; see {folder / CHANGES}"
+      )
     if step != newest:
       saved.go_back(step)
     if changed:
@@ -161,14 +166,22 @@ def _checked(folder, meta, fields, stage, asked, given: bool) -> dict[str, list]
   if "data" in meta:  # earlier checkpoints know the paths alone
     paths = data_names.PATHS
     _check_data(folder, meta["data"], stage.data_names, asked)
-  earlier = {name: value for name, value in EARLIER.items() if name in fields}
-  old, new = (_flat(made) for made in (earlier | meta["config"], fields))
+  old, new = _flat(meta["config"]), _flat(fields)
+  earlier = {name: value for name, value in EARLIER.items() if name in new}
+  if "whitening" not in meta["frozen"]:  # raw features went in whatever it said
+    earlier.pop("model.selector_input", None)
+    old.setdefault("model.selector_input", new.get("model.selector_input"))
+  old = earlier | old
   differing = {
     name: [old.get(name), new.get(name)]
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name) and not _is_in(name, (*FREE_FIELDS, *paths))
   }
-  refused = [name for name in differing if not _is_in(name, asked.change)]
+  refused = [
+    name
+    for name in differing
+    if not _is_in(name, asked.change) or _is_in(name, FIXED_FIELDS)
+  ]
   if refused:
     told = "; ".join(f"{n}: {differing[n][0]} -> {differing[n][1]}" for n in refused)
     able = [name for name in refused if _may_change(name)]
@@ -216,7 +229,8 @@ def _check_named(asked: Asked, differing: Mapping[str, Any], given: bool) -> Non
 
 def _may_change(name: str) -> bool:
   return not _is_in(name, FIXED_FIELDS) and any(
-    name == one or (one.endswith(".") and name.startswith(one)) for one in NAMED_FIELDS
+    name == one.rstrip(".") or (one.endswith(".") and name.startswith(one))
+    for one in NAMED_FIELDS
   )
 
 

@@ -25,7 +25,7 @@ class Question:
 
   Attributes:
     picture: position of the picture.
-    kind: one of `language.KINDS`, or "digit".
+    kind: one of `scene_texts.KINDS`, or "digit".
     text: the bare question.
     answer: the true answer.
   """

@@ -68,7 +68,7 @@ def study(
   Args:
     model: with a pixel decoder.
     train_folder: prepared training records, on which the classifiers learn.
-    test: the held-out split, a `toy_study.Split`.
+    test: the held-out split, a `study.Split`.
     asked: requests for one object.
     codes: what the language model drew for each.
     limits: cases per figure.

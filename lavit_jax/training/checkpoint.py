@@ -167,6 +167,10 @@ class Checkpoints:
     for later in self.steps():
       if later > step:
         files.set_aside(self.folder / str(later))
+    known = files.late_figures(self.folder)
+    left = {name: known[name] for name in known if int(name) <= step}
+    if left != known:
+      files.write_late_figures(self.folder, left)
 
   def _clear(self) -> None:
     """Removes what a killed run was writing; says so where a name looks complete."""

@@ -176,7 +176,8 @@ def record_ids(
     order: positions in the source by position in the stream; `pipeline.order` if None.
   """
   left_out = rows_left_out(config)
-  order = order or pipeline.order(source, config.data.shuffle_seed)
+  if order is None:
+    order = pipeline.order(source, config.data.shuffle_seed)
   order = skipping.Order(order, left_out)
   first = left_out.used(position)
   for row in range(first, first + config.batch_size):

@@ -71,8 +71,8 @@ class Watchdog:
 
     Args:
       timeout: seconds per phase after which it barks; 0 turns the watchdog off.
-      end_after: seconds after which it ends the process with status `HUNG`; 0 for
-        never.
+      end_after: seconds after which it ends the process with status `HUNG`, the
+        start apart; 0 for never.
 
     Raises:
       ValueError: it would end a process before it barks.
@@ -104,19 +104,22 @@ class Watchdog:
     self._place = Place(step, phase, now, now)
 
   def _watch(self) -> None:
-    warned = None
+    warned, places = None, {}
     while not self._stop.wait(self._period):
       place = dataclasses.replace(self._place, told=time.time())
-      places = self._exchange(place)
-      if place.told - place.since > self._timeout and place.since != warned:
-        warned = place.since
-        self._bark(place, places)
-      if self._end_after and place.told - place.since > self._end_after:
-        self._bark(place, places)
+      late = place.told - place.since
+      # A start may take long and is not ended. The exchange comes after this test, as
+      # it would wait for a coordinator that hangs.
+      if self._end_after and place.phase != "start" and late > self._end_after:
+        self._bark(place, places | {jax.process_index(): place})
         print(
           f"WATCHDOG: ends this process, status {HUNG}", file=sys.stderr, flush=True
         )
         os._exit(HUNG)  # what hangs would not let an exception through
+      places = self._exchange(place)
+      if late > self._timeout and place.since != warned:
+        warned = place.since
+        self._bark(place, places)
 
   def _exchange(self, place: Place) -> dict[int, Place]:
     """Tells the others where this host is, and reads where they are."""

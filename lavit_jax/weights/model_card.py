@@ -62,14 +62,13 @@ def _run(folder: pathlib.Path, parts: Mapping[str, Part]) -> list[str]:
       f"Taken over by a run of stage {config['stage']}, which did not train these"
       " parts: data and figures stand with the run that did."
     ]
-  data = config.get("data", {})
+  data, start = config.get("data", {}), config.get("warm_start", "")
   facts = {
     "stage": config.get("stage"),
     "steps": config.get("num_steps"),
     "batch size": config.get("batch_size"),
     "training data": data.get("train") if isinstance(data, dict) else None,
-    "started from": config.get("warm_start", "").removeprefix("random")
-    or config.get("init_from"),
+    "started from": start if start not in ("", "random") else config.get("init_from"),
   }
   lines = [f"- {name}: {value}" for name, value in facts.items() if value]
   return lines + _figures(folder / "metrics.jsonl")

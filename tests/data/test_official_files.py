@@ -10,7 +10,8 @@ from test_preparation import ids, plan
 
 from lavit_jax import prepare
 from lavit_jax.data import preparation, records
-from lavit_jax.data.sources import jsonl
+from lavit_jax.data.sources import coco as coco_source
+from lavit_jax.data.sources import jsonl, vqa
 
 
 def write(path, value):
@@ -83,6 +84,35 @@ def test_vqa_files_are_one_record_a_picture(tmp_path):
   ]
   with pytest.raises(ValueError, match="questions of .*train2014.* annotations of"):
     plan("vqa", given[:1], tmp_path / "o")
+  # The pictures are found beside the files, too.
+  prepare.run(plan("vqa", given, tmp_path / "beside"))
+  assert ids(tmp_path / "beside") == ids(tmp_path / "out")
+  # A changed answer is another input.
+  answers[0]["multiple_choice_answer"] = "a dog"
+  write(given[1], subtype | {"annotations": answers})
+  coco_source.load_json.cache_clear()
+  vqa._pictures.cache_clear()
+  prepare.run(plan("vqa", given, tmp_path / "beside"))
+  assert turns(tmp_path / "beside")[0][0] == [form("what?"), "a dog"]
+
+
+def test_vqa_files_that_do_not_pair_are_named(tmp_path):
+  subtype = {"data_subtype": "train2014"}
+  asked = [{"image_id": 1, "question_id": 10, "question": "what?"}]
+  given = [
+    write(tmp_path / "a.json", subtype | {"questions": asked}),
+    write(tmp_path / "b.json", subtype | {"annotations": [{"question_id": 10}]}),
+  ]
+  paths = [str(path) for path in given]
+  other = write(tmp_path / "other.json", {"info": 1})
+  unused = vqa.parts([*paths, str(other)], 10).unused
+  assert [item.key for item in unused] == [str(other)]
+  second = write(tmp_path / "c.json", subtype | {"questions": asked})
+  with pytest.raises(ValueError, match="one file of questions for .*a.json and .*c.js"):
+    vqa.parts([*paths, str(second)], 10)
+  wrong = write(tmp_path / "w.json", subtype | {"annotations": [{"answers": []}]})
+  with pytest.raises(ValueError, match="VQAv2's questions .*: 'question_id'.; get"):
+    vqa.parts([paths[0], str(wrong)], 10)
 
 
 def test_llava_s_list_is_cut_and_grows(tmp_path):

@@ -300,6 +300,13 @@ def test_remains_of_a_killed_run_are_cleared(tmp_path):
   assert not list(folder.glob("*tmp*"))
 
 
+def test_figures_of_steps_gone_back_from_are_dropped(tmp_path):
+  folder = written(tmp_path)
+  files.write_late_figures(folder, {str(step): {"a": 1.0} for step in (1, 2, 3)})
+  opened(tmp_path).go_back(1)
+  assert files.late_figures(folder) == {"1": {"a": 1.0}}
+
+
 @pytest.mark.parametrize(
   "fields", [dict(last=0), dict(order="best"), dict(best=1)], ids=str
 )

@@ -71,6 +71,8 @@ def test_losses_are_read_two_steps_late():
   unready = types.SimpleNamespace()  # would fail if it were read
   for step in range(guard.LAG):
     eyes.after(step, 0, {"loss": unready, "skipped": unready})
+  with pytest.raises(TypeError):  # the next one reads the first of them
+    eyes.after(guard.LAG, 0, {"loss": unready, "skipped": unready})
 
 
 def test_a_spike_is_logged_with_its_records():

@@ -97,7 +97,7 @@ def config(**changes) -> ml_collections.ConfigDict:
 
 
 def run(folder, stage, settings, look=lambda state, step: {"loss": 2.0}):
-  """Trains or resumes as `train.run` does."""
+  """Trains or resumes as `stage_run.run` does."""
   clock, saved = timing.Timing(0.0), checkpoint.Checkpoints(str(folder), KEEP)
   with (
     contextlib.closing(saved),
@@ -129,7 +129,7 @@ def test_records_checkpoints_and_their_figures(tmp_path):
   looked = []
   look = lambda state, step: looked.append(step) or {"loss": 2.0}
   run(tmp_path, make_stage(), config(), look)
-  assert looked == [4, 8]  # the last step is looked at by `train.run`
+  assert looked == [4, 8]  # the last step is looked at by `stage_run.run`
   found = records(tmp_path)
   assert [one["step"] for one in found] == [2, 4, 6, 8, 10, 12]
   last = found[-1]

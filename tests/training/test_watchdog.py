@@ -77,3 +77,22 @@ def test_a_hung_process_ends_with_a_status_to_start_again_on(capfd, monkeypatch)
   for timeout in (0, 900):
     with pytest.raises(ValueError, match="end_hung of at least .* got 600"):
       watchdog.Watchdog(timeout, end_after=600)
+
+
+def test_a_start_is_not_ended_and_a_hanging_coordinator_does_not_keep_the_end(
+  monkeypatch,
+):
+  ended = []
+
+  def end(status):
+    ended.append(status)
+    dog._stop.set()
+
+  monkeypatch.setattr(watchdog.os, "_exit", end)
+  with watchdog.Watchdog(0.1, end_after=0.1) as dog:
+    time.sleep(0.5)
+    assert not ended
+    monkeypatch.setattr(dog, "_exchange", lambda place: time.sleep(0.4) or {0: place})
+    dog.enter("step", 1)
+    time.sleep(1.2)
+  assert ended == [watchdog.HUNG]

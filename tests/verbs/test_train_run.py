@@ -1,9 +1,10 @@
-"""The whole of `train.run` around a stage of three numbers."""
+"""The whole of `stage_run.run` around a stage of three numbers."""
 
 import contextlib
 import json
 import os
 import signal
+import types
 
 import jax
 import numpy as np
@@ -158,7 +159,7 @@ def test_a_longer_schedule_and_another_rate_are_asked_for_by_name(tmp_path):
     steered(tmp_path / "new", asked(None, "num_steps"))
 
 
-def test_a_run_goes_back_to_a_step_and_leaves_rows_out(tmp_path):
+def test_a_run_goes_back_to_a_step_and_leaves_rows_out(tmp_path, capsys):
   """The same command resumes: it goes back once, however often it is given."""
   steered(tmp_path, asked(), num_steps=9, checkpoint_every=2)
   with pytest.raises(ValueError, match=r"resume_step to be one of \[8, 9\]"):
@@ -167,8 +168,10 @@ def test_a_run_goes_back_to_a_step_and_leaves_rows_out(tmp_path):
   assert changes_of(tmp_path) == [{"step": 8, "changed": {"data.skip": ["", "32:36"]}}]
   newest = checkpoint.Checkpoints(str(tmp_path), test_loop.KEEP)
   assert newest.meta(9)["config"]["data"]["skip"] == "32:36"
+  capsys.readouterr()
   steered(tmp_path, asked(8), "32:36", num_steps=9)
   assert len(changes_of(tmp_path)) == 1
+  assert "note: this run went back to step 8 by this same" in capsys.readouterr().out
   steered(tmp_path, asked(9), "32:36", num_steps=9)  # the newest: noted all the same
   assert changes_of(tmp_path)[1] == {"step": 9, "changed": {}}
 
@@ -185,3 +188,37 @@ def test_rows_are_left_out_of_the_stream():
   for text in ("3", "5:3", "3:5;", "a:b", "-1:4"):
     with pytest.raises(ValueError, match="leave out as FIRST:LAST,FIRST:LAST, got"):
       skipping.parse(text)
+
+
+def compared(old, new, frozen, *change):
+  """Compares a checkpoint's config with that of now."""
+  meta = {"frozen": frozen, "config": old}
+  stage = types.SimpleNamespace(frozen_names=frozen)
+  return resuming._checked("runs/a", meta, new, stage, asked(None, *change), False)
+
+
+@pytest.mark.parametrize("frozen", [{"vit": "a"}, {"vit": "a", "whitening": "b"}])
+def test_a_run_from_before_the_selector_s_input_goes_on(frozen):
+  """A tiny stage 1 saw whitened features; without whitening both are the same."""
+  old = {"model": {"num_codes": 8}}
+  raw, whitened = (
+    {"model": {"num_codes": 8, "selector_input": name}} for name in ("raw", "whitened")
+  )
+  if "whitening" in frozen:
+    assert compared(old, whitened, frozen) == {}
+    with pytest.raises(
+      ValueError, match="model.selector_input: whitened -> raw.; rest"
+    ):
+      compared(old, raw, frozen)
+  else:
+    assert compared(old, raw, frozen) == {}
+  assert compared(old, old, frozen) == {}  # another stage has no such field
+
+
+def test_a_whole_group_of_fields_is_changed_by_its_name():
+  old = {"kind_weights": {"text": 1}, "optimizer": {"name": "adamw", "eps": 1}}
+  new = {"kind_weights": {"text": 2}, "optimizer": {"name": "adamw", "eps": 1}}
+  assert list(compared(old, new, {}, "kind_weights")) == ["kind_weights.text"]
+  new = old | {"optimizer": {"name": "lion", "eps": 2}}
+  with pytest.raises(ValueError, match="optimizer.name: adamw -> lion.; restore"):
+    compared(old, new, {}, "optimizer")

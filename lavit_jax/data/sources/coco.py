@@ -82,7 +82,8 @@ def ranges(name, path, number, size, step, earlier) -> list[cutting.Part]:
   """Parts of a file by positions; each weighs its share of the file."""
   bounds = cutting.bounds(number, step, earlier)
   sizes = [size * b // number - size * a // number for a, b in zip(bounds, bounds[1:])]
-  return cutting.pieces(name, path, bounds, sizes, os.path.dirname(path))
+  first = path.split("\n")[0]  # VQA's parts are of two files
+  return cutting.pieces(name, path, bounds, sizes, os.path.dirname(first))
 
 
 def stamp(part: cutting.Part) -> str:

@@ -27,12 +27,18 @@ PAIR = "\n"  # between the two paths of a part
 def _pictures(pair: str) -> list[tuple[int, list[tuple[str, str]]]]:
   """Id, questions and answers of each picture, in order of the questions."""
   asked, answered = (coco.load_json(path) for path in pair.split(PAIR))
-  answers = {entry["question_id"]: _answer(entry) for entry in answered["annotations"]}
   found: dict[int, list[tuple[str, str]]] = {}
-  for entry in asked["questions"]:
-    turns = found.setdefault(entry["image_id"], [])
-    if answers.get(entry["question_id"]):
-      turns.append((entry["question"], answers[entry["question_id"]]))
+  try:
+    answers = {one["question_id"]: _answer(one) for one in answered["annotations"]}
+    for entry in asked["questions"]:
+      turns = found.setdefault(entry["image_id"], [])
+      if answers.get(entry["question_id"]):
+        turns.append((entry["question"], answers[entry["question_id"]]))
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"expected VQAv2's questions and annotations in {pair.replace(PAIR, ' and ')},"
+      f" got entries that do not fit ({type(error).__name__}: {error}); get them again"
+    ) from error
   return list(found.items())
 
 
@@ -55,10 +61,18 @@ def parts(
   for path in paths:
     found = coco.load_json(os.fspath(path))
     split = str(found.get("data_subtype", ""))
-    if "questions" in found:
-      asked[split] = path
-    elif "annotations" in found:
-      answered[split] = path
+    kind = next((name for name in ("questions", "annotations") if name in found), "")
+    if not kind:
+      size = path.stat().length
+      unused.append(Item(os.fspath(path), bad.LeftOut(bad.OTHER_KIND), size))
+      continue
+    known_of = asked if kind == "questions" else answered
+    if split in known_of:
+      raise ValueError(
+        f"expected one file of {kind} for the split {split!r}, got {known_of[split]} and"
+        f" {path}; prepare them apart, each into a folder of its own"
+      )
+    known_of[split] = path
   if set(asked) != set(answered) or not asked:
     raise ValueError(
       f"expected a file of questions and one of annotations for each split, got"
