@@ -69,8 +69,9 @@ def parts(
     known_of = asked if kind == "questions" else answered
     if split in known_of:
       raise ValueError(
-        f"expected one file of {kind} for the split {split!r}, got {known_of[split]} and"
-        f" {path}; prepare them apart, each into a folder of its own"
+        f"expected one file of {kind} for the split {split!r}, got"
+        f" {known_of[split]} and {path}; prepare them apart, each into a folder of"
+        " its own"
       )
     known_of[split] = path
   if set(asked) != set(answered) or not asked:
