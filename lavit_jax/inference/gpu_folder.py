@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from lavit_jax.core.vocabulary import END
 from lavit_jax.generate import decoding
 from lavit_jax.inference import gpu_card, gpu_pixels
 from lavit_jax.models.whitening import Whitening
@@ -25,6 +24,7 @@ from lavit_jax.weights.part import Part
 from lavit_jax.weights.tensors import Tensor
 
 CODE = pathlib.Path(__file__).parents[1] / "gpu"
+END = 2  # as in LLaMA, whose marks alone the exported files know
 LANGUAGE, VISUAL_FILE = "language", "visual.safetensors"
 INDEX = "model.safetensors.index.json"
 NEEDED = ("vit", "visual_tokenizer", "codebook", "llama", "understanding")
