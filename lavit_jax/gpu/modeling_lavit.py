@@ -109,8 +109,8 @@ class LavitForConditionalGeneration(LlamaForCausalLM):
       repetition_penalty=own["repetition_penalty"],
       early_stopping=task == "answer",
       suppress_tokens=list(range(self.config.text_size, self.config.vocab_size)),
-      pad_token_id=self.config.eos_token_id,
-      eos_token_id=self.config.eos_token_id,
+      pad_token_id=2,
+      eos_token_id=2,
     )
 
   def caption(self, how=None, **inputs):

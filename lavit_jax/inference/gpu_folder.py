@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import decoding
 from lavit_jax.inference import gpu_card, gpu_pixels
 from lavit_jax.models.whitening import Whitening
@@ -25,6 +24,7 @@ from lavit_jax.weights.part import Part
 from lavit_jax.weights.tensors import Tensor
 
 CODE = pathlib.Path(__file__).parents[1] / "gpu"
+END = 2  # as in LLaMA, whose marks alone the exported files know
 LANGUAGE, VISUAL_FILE = "language", "visual.safetensors"
 INDEX = "model.safetensors.index.json"
 NEEDED = ("vit", "visual_tokenizer", "codebook", "llama", "understanding")
@@ -118,28 +118,20 @@ def _write_language(source, parts, folder: pathlib.Path, dtype: str | None) -> N
   codes = parts["codebook"].config["num_codes"]
   text_export.write(words, inside, size, codes)
   for task, own in decoding_of(source, parts).items():
-    fields = parts["llama"].config
-    marks = {name: fields[name] for name in ("begin", "end", "pad") if name in fields}
-    config = generation_config(task, own, size, fields["vocab_size"], **marks)
+    config = generation_config(task, own, size, parts["llama"].config["vocab_size"])
     files.write_json(inside / f"{task}.json", config)
 
 
 def generation_config(
-  task: str,
-  own: Mapping[str, Any],
-  text_size: int,
-  vocab_size: int,
-  begin: int = Vocabulary.begin,
-  end: int = Vocabulary.end,
-  pad: int = Vocabulary.pad,
+  task: str, own: Mapping[str, Any], text_size: int, vocab_size: int
 ) -> dict[str, Any]:
   """transformers' generation config of a task; what it may not say is suppressed."""
   drawing = task == "draw"
   closed = range(text_size + 1) if drawing else range(text_size, vocab_size)
   config = {
-    "bos_token_id": begin,
-    "eos_token_id": text_size + 1 if drawing else end,
-    "pad_token_id": pad,
+    "bos_token_id": 1,
+    "eos_token_id": text_size + 1 if drawing else END,
+    "pad_token_id": END,
     "max_new_tokens": own["max_new"],
     "min_new_tokens": own["min_new"],
     "suppress_tokens": list(closed),

@@ -8,7 +8,8 @@ import pathlib
 from typing import Any
 
 from lavit_jax.data import text_files
-from lavit_jax.data.text_files import JSON, SPECIALS
+from lavit_jax.data.text_files import JSON
+from lavit_jax.data.text_marks import SPECIALS, Marks
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 CONFIG = {
@@ -37,6 +38,11 @@ def write(
     ValueError: the tokenizer has another number of ids, or cannot be made fast.
   """
   definition = text_files.read(source)
+  if definition.marks != Marks(begin=1, end=2, pad=2, unknown=0):
+    raise ValueError(
+      f"expected LLaMA's marks in the text tokenizer of {source}, got"
+      f" {definition.marks}; other tokenizers are not exported for GPUs yet"
+    )
   if definition.size != text_size:
     raise ValueError(
       f"expected a text tokenizer of {text_size} ids in {source}, got one of"
