@@ -1,6 +1,7 @@
 """COCO's caption files, VQAv2's question files, LLaVA's list and foreign paths."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +10,9 @@ import web_data
 from test_preparation import ids, plan
 
 from lavit_jax import prepare
-from lavit_jax.data import preparation, records
+from lavit_jax.data import conversion, preparation, records
 from lavit_jax.data.sources import coco as coco_source
-from lavit_jax.data.sources import jsonl, vqa
+from lavit_jax.data.sources import folder, jsonl, vqa
 
 
 def write(path, value):
@@ -94,6 +95,24 @@ def test_vqa_files_are_one_record_a_picture(tmp_path):
   vqa._pictures.cache_clear()
   prepare.run(plan("vqa", given, tmp_path / "beside"))
   assert turns(tmp_path / "beside")[0][0] == [form("what?"), "a dog"]
+  # What was made of an input that is gone stays.
+  (job,) = plan("vqa", given, tmp_path / "beside").jobs
+  assert conversion.stands(job)
+  write(given[1], {"annotations": []})
+  assert not conversion.stands(job)
+  given[1].unlink()
+  assert conversion.stands(job)
+
+
+def test_a_folder_that_is_gone_keeps_its_shard(tmp_path):
+  (tmp_path / "in").mkdir()
+  (tmp_path / "in/1.jpg").write_bytes(web_data.jpeg(1))
+  (tmp_path / "in/1.txt").write_text("one")
+  (job,) = plan("folder", [tmp_path / "in"], tmp_path / "out").jobs
+  conversion.convert(job)
+  shutil.rmtree(tmp_path / "in")
+  folder.listing.cache_clear()
+  assert conversion.stands(job)
 
 
 def test_vqa_files_that_do_not_pair_are_named(tmp_path):

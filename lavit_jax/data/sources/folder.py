@@ -113,6 +113,7 @@ def stamp(part: cutting.Part) -> str:
   """Tells the files of a part from others: by names, sizes and times."""
   if part.path.endswith(METADATA):
     return jsonl.stamp(part)
+  os.stat(part.path)  # a folder that is gone is an OSError, as a file is
   digest = hashlib.sha256()
   for name in _range(part.path, part.start, part.stop):
     try:

@@ -66,14 +66,13 @@ def parts(
       size = path.stat().length
       unused.append(Item(os.fspath(path), bad.LeftOut(bad.OTHER_KIND), size))
       continue
-    known_of = asked if kind == "questions" else answered
-    if split in known_of:
+    files_of = asked if kind == "questions" else answered
+    if split in files_of:
       raise ValueError(
-        f"expected one file of {kind} for the split {split!r}, got"
-        f" {known_of[split]} and {path}; prepare them apart, each into a folder of"
-        " its own"
+        f"expected one file of {kind} for the split {split!r}, got {files_of[split]}"
+        f" and {path}; prepare them apart, each into a folder of its own"
       )
-    known_of[split] = path
+    files_of[split] = path
   if set(asked) != set(answered) or not asked:
     raise ValueError(
       f"expected a file of questions and one of annotations for each split, got"
