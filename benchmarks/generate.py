@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lavit_jax.core import sharding
-from lavit_jax.core.vocabulary import END, Vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import beam, engine, logits, prompts, serving
 from lavit_jax.models import llama
 from lavit_jax.training import train_state
@@ -132,7 +132,7 @@ def run_peer(peer, case: Case, ids: np.ndarray) -> None:
 def run_ours(side: serving.Serving, case: Case, ids: np.ndarray) -> None:
   """The engine."""
   own = dict(max_new=case.new, min_new=case.new - 1)
-  how = logits.Settings(end=END, allowed="text", **own)
+  how = logits.Settings(end=Vocabulary.end, allowed="text", **own)
   if case.guidance:
     how = logits.Settings(
       end=WORDS.image_end,

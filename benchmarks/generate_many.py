@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks import generate
-from lavit_jax.core.vocabulary import END
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import logits, serving
 from lavit_jax.layers import linear
 
@@ -35,7 +35,9 @@ def main() -> None:
   parser.add_argument("--requests", type=int, default=400)
   number = parser.parse_args().requests
   server, rng = make_server(), np.random.default_rng(0)
-  how = logits.Settings(end=END, allowed="text", max_new=NEW, min_new=NEW - 1)
+  how = logits.Settings(
+    end=Vocabulary.end, allowed="text", max_new=NEW, min_new=NEW - 1
+  )
   compiled, seconds = [], []
   jax.monitoring.register_event_duration_secs_listener(
     lambda event, duration, **more: compiled.append(event)

@@ -21,7 +21,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from lavit_jax.core import command_line
-from lavit_jax.data import pack_plan, records
+from lavit_jax.data import corpora, pack_plan, records
 from lavit_jax.training import code_version, hosts
 
 PACKAGES = (
@@ -104,7 +104,9 @@ def paths(config: ml_collections.ConfigDict | None, workdir: str) -> Iterator[st
     named |= {f"data.{name}": config.data.get(name, "") for name in folders}
   for name, value in named.items():
     if isinstance(value, str) and value:
-      yield f"{name}: {reach(value)}"
+      several = corpora.parse(value) if name == "data.train" else []
+      for folder in [corpus.folder for corpus in several] or [value]:
+        yield f"{name}: {reach(folder)}"
   if config is not None and config.get("parameters_from", ""):
     yield f"parameters_from: {reach(config.parameters_from)}"
   if workdir:
@@ -115,16 +117,15 @@ def paths(config: ml_collections.ConfigDict | None, workdir: str) -> Iterator[st
 def data(config: ml_collections.ConfigDict) -> Iterator[str]:
   """Records of each data folder, and the fill of its rows where it has codes."""
   for split in ("train", "eval"):
-    folder = config.data.get(split, "")
-    if not folder:
-      continue
-    try:
-      prepared = records.Records(folder)
-      yield f"{split}: {len(prepared)} records, {int(prepared.image.sum())} pictures"
-      if "row_length" in config.data and (epath.Path(folder) / "codes").exists():
-        yield f"{split}: {pack_plan.summary(_plan(config, folder))}"
-    except ValueError as error:
-      yield f"{split}: {error}"
+    given = config.data.get(split, "")
+    for folder in [corpus.folder for corpus in corpora.parse(given)] if given else []:
+      try:
+        prepared = records.Records(folder)
+        yield f"{split}: {len(prepared)} records, {int(prepared.image.sum())} pictures"
+        if "row_length" in config.data and (epath.Path(folder) / "codes").exists():
+          yield f"{split}: {pack_plan.summary(_plan(config, folder))}"
+      except ValueError as error:
+        yield f"{split}: {error}"
 
 
 def _plan(config: ml_collections.ConfigDict, folder: str) -> pack_plan.PackPlan:

@@ -38,6 +38,7 @@ from lavit_jax.data import (
   dry_run,
   inspection,
   on_beam,
+  own_words,
   preparation,
   progress,
   shares,
@@ -88,6 +89,9 @@ BEAM = flags.DEFINE_string(
 DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Only show a sample and the counts.")
 INSPECT = flags.DEFINE_boolean(
   "inspect", False, "Only write TARGET/inspect.html about what stands in TARGET."
+)
+TRAIN_TEXT_TOKENIZER = flags.DEFINE_integer(
+  "train_text_tokenizer", 0, "Ids of a text tokenizer trained on the texts; 0: none."
 )
 TRAIN = flags.DEFINE_integer("train", 24_000, "Toy: training records.")
 TEST = flags.DEFINE_integer(
@@ -236,6 +240,9 @@ def _prepare_side(target: str, choice: choosing.Choice, share: shares.Share) -> 
       " use them; --text_field names an unusual field"
     )
   print(preparation.summary(target))
+  if TRAIN_TEXT_TOKENIZER.value:
+    words = own_words.train(target, TRAIN_TEXT_TOKENIZER.value)
+    print(f"{target}/{own_words.FOLDER}: {words.text_size} ids")
 
 
 def main(argv: list[str]) -> None:

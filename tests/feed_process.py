@@ -59,7 +59,7 @@ def run(task: dict) -> dict:
   mesh = sharding.make_mesh(task["mesh"])
   source = packed_rows(pathlib.Path(task["folder"]))
   fields = {"batch_size": task["batch_size"], "data_threads": task["threads"]}
-  config = ml_collections.ConfigDict(fields | {"data": {"shuffle_seed": 3}})
+  config = ml_collections.ConfigDict(fields | {"data": {"shuffle_seed": 3, "skip": ""}})
   batches = feed.device_batches(source, config, mesh, task["position"])
   found = []
   for _ in range(task["batches"]):

@@ -8,6 +8,7 @@ from einops import rearrange
 from lavit_jax.core import sharding
 from lavit_jax.core.contraction import contract
 from lavit_jax.core.sharding import constrain
+from lavit_jax.core.vocabulary import is_real
 
 
 @flax.struct.dataclass
@@ -60,6 +61,7 @@ def next_token(
   mask: jax.Array,
   vocab_size: int,
   chunks: int = 1,
+  holes: tuple[tuple[int, int], ...] = (),
 ) -> TokenLoss:
   """Next-token cross entropy over the joint vocabulary, in vocabulary chunks.
 
@@ -74,6 +76,7 @@ def next_token(
     mask: bool[B, L], True where the target counts.
     vocab_size: ids from here on are padding: never predicted, without gradient.
     chunks: pieces of the vocabulary; V divides into them times the tensor shards.
+    holes: ranges [first, after) of ids that are treated as padding too.
 
   Returns:
     The summed pieces; divide once, after summing over micro-batches.
@@ -98,7 +101,7 @@ def next_token(
     kernel = constrain(kernel, None, "act_vocab")
     logits = token_logits(hidden, kernel)
     logits = constrain(logits, "act_batch", "act_length", "act_vocab")
-    logits = jnp.where(ids < vocab_size, logits, -jnp.inf)
+    logits = jnp.where(is_real(ids, vocab_size, holes), logits, -jnp.inf)
     new_peak = jnp.maximum(peak, jax.lax.stop_gradient(logits.max(-1)))
     finite = jnp.where(jnp.isfinite(new_peak), new_peak, 0.0)
     total = total * jnp.exp(peak - finite) + jnp.exp(logits - finite[..., None]).sum(-1)

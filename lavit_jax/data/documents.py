@@ -6,7 +6,7 @@ source costs four bytes per document.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -92,14 +92,31 @@ def drops_prompt(
   return (value >> np.uint64(11)).astype(np.float64) * 2.0**-53 < fraction
 
 
-def entries_of(lengths: records.Lengths, source: str) -> np.ndarray:
-  """Entries u32[n] that a source can give, in record order."""
-  task = records.TASKS.index("caption" if source == "text_image" else source)
+def kind_of(source: str) -> tuple[str, int]:
+  """Kind, one of SOURCES, and folder of a source `kind` or `kind@folder`."""
+  kind, _, folder = source.partition("@")
+  return kind, int(folder or 0)
+
+
+def entries_of(
+  lengths: records.Lengths, source: str, starts: Sequence[int] = (0,)
+) -> np.ndarray:
+  """Entries u32[n] that a source can give, in record order.
+
+  Args:
+    lengths: lengths of all records.
+    source: a kind, or a kind of one folder.
+    starts: number of the first record of each folder.
+  """
+  kind, folder = kind_of(source)
+  task = records.TASKS.index("caption" if kind == "text_image" else kind)
+  ends = [*starts[1:], len(lengths.count)]
+  first, last = lengths.offsets[[starts[folder], ends[folder]]]
   found = []
-  for start in range(0, len(lengths.task), CHUNK):
-    part = slice(start, start + CHUNK)
+  for start in range(first, last, CHUNK):
+    part = slice(start, min(start + CHUNK, last))
     pick = lengths.task[part] == task
-    if source == "text_image":
+    if kind == "text_image":
       pick &= lengths.turns[part] == 1
     found.append((np.flatnonzero(pick) + start).astype(np.uint32))
   return np.concatenate(found) if found else np.zeros(0, np.uint32)
@@ -109,6 +126,7 @@ def documents_at(
   lengths: records.Lengths, source: str, entries: np.ndarray
 ) -> np.ndarray:
   """Whole documents DOCUMENT[n] of a source from its entries u32[n]."""
+  source, _ = kind_of(source)
   record = np.searchsorted(lengths.offsets, entries, side="right") - 1
   text = lengths.text[entries].astype(np.int64)
   picture = lengths.count[record].astype(np.int64) + 2
@@ -151,14 +169,15 @@ class Stream:
 
     Args:
       lengths: lengths of all records.
-      source: one of SOURCES.
+      source: one of SOURCES, or one of a folder.
       entries: u32[n], the documents of an epoch.
       seed: seed of order and prompt drop.
       uncond_fraction: share of text_image documents that lose their text.
     """
     self.lengths, self.source, self.entries = lengths, source, entries
     self.seed, self.taken = seed, 0
-    self.fraction = uncond_fraction if source == "text_image" else 0.0
+    self.kind, self.folder = kind_of(source)
+    self.fraction = uncond_fraction if self.kind == "text_image" else 0.0
     total = 0.0
     for documents in self._all():
       whole = documents["length"].sum(dtype=np.float64)
@@ -180,7 +199,8 @@ class Stream:
 
   def _part(self, epoch: int, start: int, stop: int) -> np.ndarray:
     """Documents start .. stop of an epoch."""
-    name = (self.seed, SOURCES.index(self.source), epoch)
+    name = (self.seed, SOURCES.index(self.kind), epoch)
+    name += (self.folder,) if self.folder else ()
     key = int(np.random.SeedSequence(name).generate_state(1, np.uint64)[0])
     order = permute(np.arange(start, stop, dtype=np.uint64), len(self), key)
     documents = documents_at(self.lengths, self.source, self.entries[order])

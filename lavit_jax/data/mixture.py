@@ -1,7 +1,7 @@
 """The mixture: shares of tokens by source, and what they mean for rows of M slots."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from lavit_jax.data.documents import (
   Stream,
   documents_at,
   entries_of,
+  kind_of,
 )
 
 PIXELS = ("caption", "answer")  # sources whose documents take an image slot
@@ -20,14 +21,26 @@ LONG_PAIRS = ("refuse", "skip")
 
 def normalized(weights: dict[str, float]) -> dict[str, float]:
   """Checks a mixture and scales it to sum 1."""
-  unknown = sorted(set(weights) - set(SOURCES))
-  positive = {n: float(weights[n]) for n in SOURCES if weights.get(n, 0) > 0}
+  unknown = sorted(n for n in weights if kind_of(n)[0] not in SOURCES)
+  known = set(weights) - set(unknown)
+  known = sorted(known, key=lambda n: (kind_of(n)[1], SOURCES.index(kind_of(n)[0])))
+  positive = {n: float(weights[n]) for n in known if weights[n] > 0}
   if unknown or not positive or min(weights.values()) < 0:
     raise ValueError(
       f"expected shares of tokens for {SOURCES}, got {dict(weights)}; name only these "
       "sources and give at least one a positive share"
     )
   return {name: share / sum(positive.values()) for name, share in positive.items()}
+
+
+def has_pixels(source: str) -> bool:
+  """Whether the documents of a source take an image slot."""
+  return kind_of(source)[0] in PIXELS
+
+
+def is_text(source: str) -> bool:
+  """Whether a source gives texts without picture."""
+  return kind_of(source)[0] == "text"
 
 
 def slots_wanted(
@@ -40,7 +53,7 @@ def slots_wanted(
     means: mean length by source.
     row_length: L.
   """
-  return sum(weights[n] * row_length / means[n] for n in PIXELS if n in weights)
+  return sum(w * row_length / means[n] for n, w in weights.items() if has_pixels(n))
 
 
 def image_slots(
@@ -55,12 +68,12 @@ def fit_slots(
 ) -> dict[str, float]:
   """Lowers the share of pictures to what the slots of a row can hold."""
   wanted = slots_wanted(weights, means, row_length)
-  share = sum(weights[name] for name in PIXELS if name in weights)
-  if wanted <= slots or all(name in PIXELS for name in weights):
+  share = sum(w for name, w in weights.items() if has_pixels(name))
+  if wanted <= slots or all(map(has_pixels, weights)):
     return weights
   lower = slots / wanted
   raised = (1.0 - share * lower) / (1.0 - share)
-  return {n: w * (lower if n in PIXELS else raised) for n, w in weights.items()}
+  return {n: w * (lower if has_pixels(n) else raised) for n, w in weights.items()}
 
 
 def _is_long(lengths, source: str, entries: np.ndarray, limit: int) -> np.ndarray:
@@ -91,6 +104,7 @@ def streams(
   uncond_fraction: float,
   long_pairs: str,
   name: Callable[[int], str],
+  starts: Sequence[int] = (0,),
 ) -> tuple[dict[str, Stream], int]:
   """Makes the stream of every source; long texts become one of their own.
 
@@ -102,22 +116,23 @@ def streams(
     uncond_fraction: share of text_image documents that lose their text.
     long_pairs: one of LONG_PAIRS, for documents with a picture longer than a row.
     name: gives the id of a record, for messages.
+    starts: number of the first record of each folder.
 
   Returns:
-    Streams by source, `text_long` beside `text` where a text is long beside a row; and
-    the number of documents left out.
+    Streams by source, those of long texts under `long_of` their name; and the number of
+    documents left out.
   """
   if long_pairs not in LONG_PAIRS:
     raise ValueError(f"expected long_pairs in {LONG_PAIRS}, got {long_pairs!r}; set it")
   found, skipped = {}, 0
   for source in weights:
-    entries = entries_of(lengths, source)
+    entries = entries_of(lengths, source, starts)
     # A text is cut only where it is long beside a row.
-    limit = max(row_length // 4, 16) if source == "text" else row_length
+    limit = max(row_length // 4, 16) if is_text(source) else row_length
     long = _is_long(lengths, source, entries, limit)
     groups = {source: entries[~long]}
-    if source == "text":
-      groups["text_long"] = entries[long]
+    if is_text(source):
+      groups[long_of(source)] = entries[long]
     else:
       _check_long(lengths, source, entries[long], row_length, long_pairs, name)
       skipped += int(long.sum())
@@ -132,9 +147,21 @@ def streams(
   return found, skipped
 
 
+def long_of(source: str) -> str:
+  """Name of the stream of the long texts of a source `text` or `text@folder`."""
+  return "text_long" + source.removeprefix("text")
+
+
+def is_long(stream: str) -> bool:
+  """Whether a stream gives long texts."""
+  return stream.startswith("text_long")
+
+
 def split_text(weights: dict[str, float], found: dict[str, Stream]) -> dict[str, float]:
-  """Divides the share of text between short and long texts by their tokens."""
-  groups = [name for name in ("text", "text_long") if name in found]
-  size = {name: found[name].mean * len(found[name]) for name in groups}
-  split = {n: weights["text"] * size[n] / sum(size.values()) for n in groups}
-  return {name: w for name, w in weights.items() if name != "text"} | split
+  """Divides the share of each source of text between short and long by their tokens."""
+  kept = {name: w for name, w in weights.items() if not is_text(name)}
+  for source in filter(is_text, weights):
+    groups = [name for name in (source, long_of(source)) if name in found]
+    size = {name: found[name].mean * len(found[name]) for name in groups}
+    kept |= {n: weights[source] * size[n] / sum(size.values()) for n in groups}
+  return kept

@@ -13,7 +13,7 @@ memory of planning is that of the lengths and of one window.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class PackPlan:
     seed: seed of order and prompt drop.
     weights: asked share of tokens by source.
     skipped: documents left out because they are longer than a row.
+    starts: number of the first record of each folder.
   """
 
   row_offsets: np.ndarray
@@ -45,6 +46,7 @@ class PackPlan:
   seed: int
   weights: dict[str, float]
   skipped: int = 0
+  starts: Sequence[int] = (0,)
 
   def __len__(self) -> int:
     return len(self.row_offsets) - 1
@@ -55,17 +57,23 @@ class PackPlan:
 
   def figures(self) -> dict[str, float]:
     """Returns the filled share of tokens and image slots and the realized mixture."""
-    pictures, by_source = 0, np.zeros(len(SOURCES))
+    several, kinds = len(self.starts) > 1, len(SOURCES)
+    names = [
+      f"{n}@{i}" if several else n for i, _ in enumerate(self.starts) for n in SOURCES
+    ]
+    pictures, by_source = 0, np.zeros(len(names))
     for start in range(0, len(self.documents), CHUNK):
       some = self.documents[start : start + CHUNK]
       pictures += int((some["kind"] == IMAGE_TEXT).sum())
-      by_source += np.bincount(some["source"], some["length"], len(SOURCES))
+      folder = np.searchsorted(self.starts, some["record"], side="right") - 1
+      place = folder * kinds + some["source"]
+      by_source += np.bincount(place, some["length"], len(names))
     total = by_source.sum()
     share = by_source / max(1, total)
     return {
       "tokens": float(total / (len(self) * self.row_length)),
       "image_slots": pictures / (len(self) * self.images_per_row),
-      **{name: float(share[i]) for i, name in enumerate(SOURCES)},
+      **{name: float(share[i]) for i, name in enumerate(names)},
     }
 
 
@@ -74,7 +82,7 @@ def summary(plan: PackPlan) -> str:
   figures = plan.figures()
   mixture = ", ".join(
     f"{name} {figures[name]:.3f} (asked {plan.weights[name]:.3f})"
-    for name in SOURCES
+    for name in figures
     if plan.weights.get(name)
   )
   return (
@@ -100,10 +108,12 @@ class Planner:
     self.streams, self.weights, self.limits = streams, weights, limits
     self.rows = 0
     self.left = self.piece = np.zeros(0, DOCUMENT)
-    pixels = [name for name in streams if name in mixture.PIXELS]
-    others = [n for n in streams if n not in pixels and n != "text_long"]
+    pixels = [name for name in streams if mixture.has_pixels(name)]
+    self.long = [name for name in streams if mixture.is_long(name)]
+    self.cut_from = dict.fromkeys(self.long, 0)  # tokens drawn of each
+    others = [n for n in streams if n not in pixels and n not in self.long]
     # The fillers complete the rows; the others are dealt by their share.
-    self.fillers = [] if "text_long" in streams else others or pixels
+    self.fillers = [] if self.long else others or pixels
     self.reserve = sum(len(streams[n]) for n in self.fillers) // 4
     self.reserve = min(RESERVE, self.reserve)
 
@@ -118,7 +128,7 @@ class Planner:
     """Draws the documents due by now of every source that is dealt."""
     drawn = [self.left]
     for name, stream in self.streams.items():
-      if name not in self.fillers and name != "text_long":
+      if name not in self.fillers and name not in self.long:
         due = self.weights[name] * self.row_length * self.rows / stream.mean
         drawn.append(self._take(name, int(due) - stream.taken))
     return np.concatenate(drawn)
@@ -129,13 +139,31 @@ class Planner:
     total = sum(share.values())
     mean = sum(self.weights[n] for n in self.fillers) / total
     number = math.ceil(space / mean)
-    if self.fillers[0] in mixture.PIXELS:
+    if mixture.has_pixels(self.fillers[0]):
       number = min(number, slots)
     number += self.reserve if number else 0  # a reserve without room would pile up
     drawn = [self._take(n, round(number * share[n] / total)) for n in share]
     # Interleave the sources evenly, so that the oldest are a fair sample.
     place = np.concatenate([(np.arange(len(d)) + 0.5) / max(1, len(d)) for d in drawn])
     return np.concatenate(drawn)[np.argsort(place, kind="stable")]
+
+  def _long_texts(self, missing: int) -> list[np.ndarray]:
+    """Draws long texts of `missing` tokens, of each folder by its share so far."""
+    total = sum(self.weights[name] for name in self.long)
+    due = sum(self.cut_from.values()) + max(0, missing)
+    return [
+      self._of_tokens(name, self.weights[name] / total * due - self.cut_from[name])
+      for name in self.long
+    ]
+
+  def _of_tokens(self, name: str, tokens: float) -> np.ndarray:
+    """Draws long texts of a source until they have so many tokens, or none is left."""
+    mean, drawn, short = self.streams[name].mean, [np.zeros(0, DOCUMENT)], tokens
+    while short > 0 and len(more := self._take(name, math.ceil(short / mean))):
+      drawn.append(more)
+      short -= int(more["length"].sum())
+    self.cut_from[name] += sum(int(some["length"].sum()) for some in drawn)
+    return np.concatenate(drawn)
 
   def _deal(self, documents, space, slots) -> np.ndarray:
     """Deals documents, pictures first: they alone are bound to slots."""
@@ -179,19 +207,13 @@ class Planner:
     parts = [(dealt, self._deal(dealt, space, slots))]
     if self.fillers:
       extra = self._filling(int(space.sum()), int(slots.sum()))
-      pixels = self.fillers[0] in mixture.PIXELS
+      pixels = mixture.has_pixels(self.fillers[0])
       room = slots if pixels else np.full(size, self.row_length)
       parts.append((extra, packing.complete(extra["length"], space, room)))
     else:
-      stream, missing = self.streams["text_long"], int(space.sum())
-      missing -= int(self.piece["length"].sum())
-      drawn = self._take("text_long", max(0, math.ceil(missing / stream.mean)))
-      while (short := missing - int(drawn["length"].sum())) > 0:
-        more = self._take("text_long", math.ceil(short / stream.mean))
-        if not len(more):
-          break
-        drawn = np.concatenate([drawn, more])
-      parts.append(self._cut(np.concatenate([self.piece, drawn]), space))
+      missing = int(space.sum()) - int(self.piece["length"].sum())
+      drawn = self._long_texts(missing)
+      parts.append(self._cut(np.concatenate([self.piece, *drawn]), space))
     return self._laid(parts, size)
 
   def rest(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -199,7 +221,7 @@ class Planner:
     texts = [self.piece]
     for name, limit in self.limits.items():
       drawn = self._take(name, limit)
-      if name == "text_long":
+      if name in self.long:
         texts.append(drawn)
       else:
         self.left = np.concatenate([self.left, drawn])
@@ -228,6 +250,7 @@ class Windows:
     seed: seed of order and prompt drop.
     weights: asked share of tokens by source, of sum 1.
     skipped: documents left out because they are longer than a row.
+    starts: number of the first record of each folder.
     windows: documents DOCUMENT[n] by row, and documents of each row i64[rows].
   """
 
@@ -236,6 +259,7 @@ class Windows:
   seed: int
   weights: dict[str, float]
   skipped: int
+  starts: Sequence[int]
   windows: Iterator[tuple[np.ndarray, np.ndarray]]
 
   def facts(self) -> dict:
@@ -258,12 +282,14 @@ def plan_windows(
   uncond_fraction: float = 0.1,
   long_pairs: str = "refuse",
   name: Callable[[int], str] = str,
+  starts: Sequence[int] = (0,),
 ) -> Windows:
   """Plans rows of a mixture window by window; the same arguments give the same rows.
 
   Args:
     lengths: lengths of all records.
-    weights: share of tokens by source, any of SOURCES; scaled to sum 1.
+    weights: share of tokens by source, any of SOURCES or any `source@folder`; scaled
+      to sum 1.
     seed: seed of order and prompt drop.
     rows: number of rows; 0 for as many as show each document of the source that lasts
       longest exactly `epochs` times, the others as often as their share asks.
@@ -275,13 +301,14 @@ def plan_windows(
     long_pairs: "refuse" or "skip" documents with a picture that are longer than a row;
       texts are cut.
     name: gives the id of a record, for messages.
+    starts: number of the first record of each folder.
 
   Returns:
     The plan; its windows can be read once.
   """
   asked = mixture.normalized(weights)
   streams, skipped = mixture.streams(
-    lengths, asked, row_length, seed, uncond_fraction, long_pairs, name
+    lengths, asked, row_length, seed, uncond_fraction, long_pairs, name, starts
   )
   means = {source: stream.mean for source, stream in streams.items()}
   slots = images_per_row or mixture.image_slots(asked, means, row_length)
@@ -301,7 +328,8 @@ def plan_windows(
     if not rows:
       yield from planner.rest()
 
-  return Windows(row_length, slots, seed, asked, skipped, windows())
+  fixed = (row_length, slots, seed, asked, skipped, list(starts))
+  return Windows(*fixed, windows())
 
 
 def plan_rows(*args, **kwargs) -> PackPlan:

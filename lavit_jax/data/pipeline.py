@@ -6,7 +6,8 @@ other hosts, devices and batch sizes.
 """
 
 import collections
-import concurrent.futures
+import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import grain
@@ -15,6 +16,7 @@ import numpy as np
 from lavit_jax.data import images, records
 
 MAX_BAD = 100  # unreadable items in a row before the feed gives up
+Batch = dict[str, np.ndarray]
 Reading = tuple[dict[str, np.ndarray], list[str]]  # an item, reasons of replacements
 
 
@@ -125,10 +127,43 @@ def order(source, seed: int):
   return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
 
 
+class HostRows:
+  """This host's rows of every batch from a position on, as places in the source.
+
+  Attributes:
+    order: place in the source by position in the stream.
+    batch_size: rows of the global batch.
+    rows: those of this host, in order.
+    position: rows of the stream before the first batch.
+  """
+
+  def __init__(self, order, batch_size: int, rows: tuple[int, ...], position: int):
+    self.order, self.batch_size = order, batch_size
+    self.rows, self.position = rows, position
+
+  def __len__(self) -> int:
+    return (sys.maxsize - self.position) // self.batch_size * len(self.rows)
+
+  def __getitem__(self, index: int) -> int:
+    batch, row = divmod(int(index), len(self.rows))
+    return int(self.order[self.position + batch * self.batch_size + self.rows[row]])
+
+
+def batch_of(readings: Sequence[Reading]) -> tuple[Batch, list[list[str]]]:
+  """Stacks what was read, beside the reasons of the replacements by row."""
+  items, reasons = zip(*readings)
+  return stack(items), list(reasons)
+
+
 class RowFeed:
   """Batches of a random-access source without end: yields (batch, position after it).
 
+  A Grain pipeline: the order -> this host's rows -> read, by threads ahead -> batches.
+  It starts where it is told; its state is the position after the last batch.
+
   Attributes:
+    batches: the pipeline; its elements are those of `batch_of`.
+    position: rows of the stream that are used.
     bad: Counter of reasons why items were replaced, over the batches given out.
     bad_rows: Counter of the same by row of the global batch.
   """
@@ -142,6 +177,7 @@ class RowFeed:
     position: int = 0,
     threads: int = 8,
     prefetch: int = 2,
+    places=None,
   ):
     """Starts the feed; nothing is read before the first batch is asked for.
 
@@ -153,6 +189,7 @@ class RowFeed:
       position: rows of the stream that are already used.
       threads: threads that read items.
       prefetch: batches read ahead.
+      places: place in the source by position in the stream, where it is not `order`.
     """
     rows = range(batch_size) if local_rows is None else local_rows
     if len(source) < 1 or not all(0 <= row < batch_size for row in rows):
@@ -160,34 +197,32 @@ class RowFeed:
         f"expected a source with items and local rows below the batch size "
         f"{batch_size}, got {len(source)} items and rows {list(rows)}; fix the sharding"
       )
-    self.source, self.batch_size, self.local_rows = source, batch_size, tuple(rows)
-    self.order = order(source, seed)
-    self.pool = concurrent.futures.ThreadPoolExecutor(threads)
-    self.prefetch, self.ahead, self.pending = prefetch, position, collections.deque()
+    self.batch_size, self.local_rows, self.position = batch_size, tuple(rows), position
+    places = order(source, seed) if places is None else places
+    own = HostRows(places, batch_size, self.local_rows, position)
+    ahead = (prefetch + 1) * len(self.local_rows)
+    options = grain.ReadOptions(min(threads, ahead), ahead)
+    readings = grain.MapDataset.source(own).map(functools.partial(read, source))
+    readings = readings.to_iter_dataset(options)
+    self.batches = readings.batch(len(self.local_rows), batch_fn=batch_of)
+    self._iterator = iter(self.batches)
     self.bad, self.bad_rows = collections.Counter(), collections.Counter()
 
-  def read(self, position: int) -> Reading:
-    """Reads one row of the stream: the item and the reasons of its replacements."""
-    return read(self.source, int(self.order[position]))
-
-  def _submit(self) -> None:
-    rows = [self.pool.submit(self.read, self.ahead + row) for row in self.local_rows]
-    self.ahead += self.batch_size
-    self.pending.append((rows, self.ahead))
-
-  def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+  def __iter__(self) -> Iterator[tuple[Batch, int]]:
     return self
 
-  def __next__(self) -> tuple[dict[str, np.ndarray], int]:
-    while len(self.pending) <= self.prefetch:
-      self._submit()
-    rows, position = self.pending.popleft()
-    results = [row.result() for row in rows]
-    for row, (_, reasons) in zip(self.local_rows, results):
-      self.bad.update(reasons)
-      self.bad_rows[row] += len(reasons)
-    return stack([item for item, _ in results]), position
+  def __next__(self) -> tuple[Batch, int]:
+    batch, reasons = next(self._iterator)
+    return batch, self.given(reasons)
+
+  def given(self, reasons: list[list[str]]) -> int:
+    """Counts a batch that is given out: the position after it."""
+    for row, own in zip(self.local_rows, reasons):
+      self.bad.update(own)
+      self.bad_rows[row] += len(own)
+    self.position += self.batch_size
+    return self.position
 
   def close(self) -> None:
     """Stops reading ahead."""
-    self.pool.shutdown(wait=False, cancel_futures=True)
+    self._iterator.close()

@@ -5,7 +5,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from lavit_jax.data import pack_plan, plan_files, records
+from lavit_jax.data import corpora, pack_plan, plan_files, records
 
 
 def open_coded(
@@ -31,6 +31,30 @@ def open_coded(
       f" {made_with[:16]} in {folder}/codes; run python -m lavit_jax.tokenize again"
     )
   return prepared, sidecar
+
+
+def open_all(
+  given: str, mixture: dict[str, float], visual_tokenizer: str, text_tokenizer: str
+) -> tuple[Any, Any, dict[str, Any]]:
+  """Opens one folder or several with their shares.
+
+  Args:
+    given: what a config says of `data.train`, see `corpora`.
+    mixture: shares of tokens by kind.
+    visual_tokenizer: as for `open_coded`, and likewise the next.
+    text_tokenizer: of every folder.
+
+  Returns:
+    Records and sidecars of all folders, and the settings of their plan that follow.
+  """
+  several = corpora.parse(given)
+  opened = [open_coded(c.folder, visual_tokenizer, text_tokenizer) for c in several]
+  prepared, sidecars = (list(parts) for parts in zip(*opened))
+  settings = {"weights": corpora.weights(several, mixture, prepared)}
+  prepared, sidecar = corpora.chain(prepared), corpora.chain(sidecars)
+  if len(several) > 1:
+    settings["starts"] = sidecar.starts
+  return prepared, sidecar, settings
 
 
 def find_or_make(

@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 from etils import epath
 
-from lavit_jax.data import numerics, record_index, shards
+from lavit_jax.data import numerics, record_index, shards, standing_for
 from lavit_jax.data.packed import (
   pack_codes,
   pack_ids,
@@ -158,13 +158,11 @@ class Records(shards.Shards):
   """
 
   def __init__(self, folder: epath.PathLike):
+    folder = standing_for.records_of(folder)
     super().__init__(folder, shards.read_manifest(folder, RECORD_SCHEMA, "prepare"))
     index = shards.read_arrays(self.folder / INDEX)
     self.image, self.entries = index["image"], index["entries"]
     self.size = index.get("size")
-
-  def __getitem__(self, index: int) -> dict:
-    return self.read(index)
 
   def shard(self, number: int) -> Iterator[dict]:
     """Yields the records of one shard, in order."""
@@ -379,8 +377,8 @@ class Sidecar(shards.Shards):
     super().__init__(folder, shards.read_manifest(folder, SIDECAR_SCHEMA, "tokenize"))
     self.lengths = Lengths(**shards.read_arrays(self.folder / "lengths.npz"))
 
-  def __getitem__(self, index: int) -> dict:
-    item = self.read(index)
+  def unpacked(self, item: dict) -> dict:
+    """Arrays in place of bytes."""
     item["codes"] = unpack_codes(item["codes"])
     item["keep"] = unpack_keep(item["keep"], self.manifest["patches"])
     for entry in item["texts"]:

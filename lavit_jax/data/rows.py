@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lavit_jax.core import vocabulary as vocabularies
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import documents as planned
-from lavit_jax.data import images, pack_plan, pipeline, records
+from lavit_jax.data import images, pack_plan, pipeline, records, shards
 
 # What tokens[t + 1] is, for the losses by kind.
 NO_TARGET, TEXT, CODE_AFTER_TEXT, CODE_OF_INPUT, TEXT_AFTER_IMAGE = range(5)
@@ -44,7 +44,7 @@ class Document:
 
 
 def spell(
-  document: Document, vocabulary: vocabularies.Vocabulary
+  document: Document, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Writes a whole document as tokens.
 
@@ -65,7 +65,7 @@ def spell(
     roles.append(np.full(len(ids), role, np.uint8))
 
   if document.kind == planned.TEXT:
-    for ids in ([vocabularies.BEGIN], document.turns[0][1], [vocabularies.END]):
+    for ids in ([vocabulary.begin], document.turns[0][1], [vocabulary.end]):
       add(ids, TEXT)
   elif document.kind == planned.IMAGE_TEXT:
     for ids in picture:
@@ -73,7 +73,7 @@ def spell(
     for prompt, text in document.turns:
       add(prompt, NO_TARGET)
       add(text, TEXT_AFTER_IMAGE)
-      add([vocabularies.END], TEXT_AFTER_IMAGE)
+      add([vocabulary.end], TEXT_AFTER_IMAGE)
   else:
     if document.kind == planned.TEXT_IMAGE:
       add(document.turns[0][1], TEXT)
@@ -93,7 +93,7 @@ def interleave(
   images_per_row: int,
   image_size: int,
   patches: int,
-  vocabulary: vocabularies.Vocabulary,
+  vocabulary: Vocabulary,
 ) -> dict[str, np.ndarray]:
   """Lays documents side by side in one row.
 
@@ -179,7 +179,7 @@ class Rows:
     row_length: int,
     images_per_row: int,
     image_size: int,
-    vocabulary: vocabularies.Vocabulary,
+    vocabulary: Vocabulary,
   ):
     """Joins plan, pictures and codes, which must belong together.
 
@@ -213,25 +213,36 @@ class Rows:
   def __len__(self) -> int:
     return len(self.plan)
 
-  def document(self, item: np.void) -> Document:
-    """Reads one planned document."""
-    side = self.sidecar[item["record"]]
+  def _held(self, documents: np.ndarray) -> tuple[dict[int, dict], dict[int, dict]]:
+    """Sidecars and records of documents, by record: all of them are read at once."""
+    own = np.unique(documents["record"]).tolist()
+    shown = np.unique(documents["record"][documents["kind"] == planned.IMAGE_TEXT])
+    wanted = [(self.sidecar, own), (self.records, shown)]
+    sides, pictures = shards.read_together(wanted)
+    return dict(zip(own, sides)), dict(zip(shown.tolist(), pictures))
+
+  def document(self, item: np.void, held=None) -> Document:
+    """Makes one planned document of what is `_held`, or reads it first."""
+    sides, pictures = held or self._held(np.array([item]))
+    side = sides[int(item["record"])]
     kind, image = int(item["kind"]), None
     if kind == planned.IMAGE_TEXT:
       try:
-        image = images.decode(self.records[item["record"]]["image"], self.image_size)
+        encoded = pictures[int(item["record"])]["image"]
+        image = images.decode(encoded, self.image_size)
       except ValueError as error:
         raise ValueError(f"record {side['id']}: {error}") from error
     turns = side["texts"][item["text"]]["turns"]
     keep, length = side["keep"], int(item["length"])
     return Document(kind, turns, side["codes"], keep, image, int(item["start"]), length)
 
-  def _good(self, at: int) -> tuple[Document | None, list[str]]:
-    """Reads document `at` of the plan, or in its place the next one alike."""
+  def _good(self, at: int, held) -> tuple[Document | None, list[str]]:
+    """Makes document `at` of the plan, or in its place the next one alike."""
     reasons = []
     for candidate in alike(self.plan.documents, at):
+      own = held if candidate == at else None
       try:
-        return self.document(self.plan.documents[candidate]), reasons
+        return self.document(self.plan.documents[candidate], own), reasons
       except ValueError as error:
         reasons.append(str(error))
       if len(reasons) == pipeline.MAX_BAD:
@@ -248,8 +259,12 @@ class Rows:
     the place stay empty. Returns the row and the reasons of the replacements.
     """
     found, reasons = [], []
+    try:
+      held = self._held(self.plan.row(index))
+    except ValueError:  # a damaged shard: each document is read alone, and may be bad
+      held = None
     for at in range(*self.plan.row_offsets[index : index + 2].tolist()):
-      document, bad = self._good(at)
+      document, bad = self._good(at, held)
       found += [document] if document else []
       reasons += bad
     row = interleave(

@@ -6,11 +6,14 @@ written last: without it the folder is unfinished.
 
 import bisect
 import errno
+import functools
 import io
 import itertools
 import json
 import os
 import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -138,7 +141,8 @@ def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
       f"expected the schema {schema!r}, got {manifest.get('schema')!r} in {folder}; "
       f"give a folder made by python -m lavit_jax.{verb}"
     )
-  missing = [s["file"] for s in manifest["shards"] if not (folder / s["file"]).exists()]
+  present = {path.name for path in folder.iterdir()}  # one look, not one per shard
+  missing = [s["file"] for s in manifest["shards"] if s["file"] not in present]
   if missing:
     raise ValueError(
       f"expected {len(manifest['shards'])} shards in {folder}, got none at "
@@ -155,42 +159,105 @@ def read_manifest(folder: epath.PathLike, schema: str, verb: str) -> dict:
 
 
 class Shards:
-  """Random access to the raw entries of a folder; pickles, and threads may share it."""
+  """Random access to the raw entries of a folder; pickles, and threads may share it.
+
+  Attributes:
+    folder: where the shards lie.
+    manifest: names and counts of the shards, among other facts.
+  """
 
   def __init__(self, folder: epath.PathLike, manifest: dict):
     make_folder(folder)
     self.folder = epath.Path(folder)
     self.manifest = manifest
-    self._ends = list(itertools.accumulate(s["count"] for s in manifest["shards"]))
-    for shard in manifest["shards"]:  # it may have been written again since
-      readers.forget(os.fspath(self.folder / shard["file"]))
-    if not self._ends or not self._ends[-1]:
+    self._files = [s["file"] for s in manifest["shards"]]
+    counts = [s["count"] for s in manifest["shards"]]
+    self._starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    for file in self._files:  # it may have been written again since
+      readers.forget(os.fspath(self.folder / file))
+    if not len(self):
       raise ValueError(f"expected records in {folder}, got an empty set; add sources")
 
   def __len__(self) -> int:
-    return self._ends[-1]
+    return int(self._starts[-1])
+
+  def __getitem__(self, index: int) -> dict:
+    index = int(index)
+    self._check(index, index)
+    file, position = self.place(index)
+    path = os.fspath(self.folder / file)
+    return self.unpacked(_unpacked([(path, [position])])[0][0])
 
   def place(self, index: int) -> tuple[str, int]:
-    """Shard file and position in it of an entry; negative positions are refused."""
-    if not 0 <= index < len(self):
+    """Shard file and position in it of an entry."""
+    number = bisect.bisect_right(self._starts, index) - 1
+    return self._files[number], int(index - self._starts[number])
+
+  def _check(self, lowest: int, highest: int) -> None:
+    if lowest < 0 or highest >= len(self):
       raise ValueError(
-        f"expected a position below {len(self)} in {self.folder}, got {index}"
+        f"expected positions from 0 to {len(self) - 1} in {self.folder}, got"
+        f" {lowest if lowest < 0 else highest}; ask for one of these"
       )
-    number = bisect.bisect_right(self._ends, index)
-    shard = self.manifest["shards"][number]
-    return shard["file"], index - self._ends[number] + shard["count"]
 
-  def read(self, index: int) -> dict:
-    """Returns the msgpack dict at a position.
+  def spread(self, indices: np.ndarray) -> list[tuple["Shards", np.ndarray]]:
+    """What to read for i64 positions: folders and positions in them, in order."""
+    return [(self, indices)]
 
-    Raises:
-      BadRecord: the shard is damaged there.
-    """
-    file, position = self.place(int(index))
-    path = os.fspath(self.folder / file)
-    try:
-      return msgpack.unpackb(readers.read(path, position), strict_map_key=False)
-    except Exception as error:  # array_record and msgpack raise many types
+  def unpacked(self, entry: dict) -> dict:
+    """An entry as it is given out."""
+    return entry
+
+  def asked(
+    self, indices: np.ndarray
+  ) -> tuple[list[tuple[str, list[int]]], np.ndarray]:
+    """Files and positions in them, and the place of each among i64 `indices`."""
+    if len(indices):
+      self._check(int(indices.min()), int(indices.max()))
+    shard = np.searchsorted(self._starts, indices, side="right") - 1
+    order = np.argsort(shard, kind="stable")
+    numbers, first = np.unique(shard[order], return_index=True)
+    groups = np.split(order, first[1:]) if len(order) else []
+    files = [os.fspath(self.folder / self._files[number]) for number in numbers]
+    own = indices - self._starts[shard]
+    return [(file, own[g].tolist()) for file, g in zip(files, groups)], order
+
+
+def read_together(wanted: Sequence[tuple[Any, Sequence[int]]]) -> list[list[dict]]:
+  """Reads entries of several folders at once: on a slow disk they wait together.
+
+  Args:
+    wanted: `Shards`, or `corpora.Chain`, and positions in it.
+
+  Returns:
+    The entries of each, in the order of their positions.
+
+  Raises:
+    BadRecord: a shard is damaged at one of them.
+  """
+  pieces, asked = [], []
+  for number, (source, indices) in enumerate(wanted):
+    for folder, own in source.spread(np.asarray(indices, np.int64)):
+      files, order = folder.asked(own)
+      pieces.append((number, folder, len(files), order))
+      asked += files
+  read = iter(_unpacked(asked) if asked else ())
+  found: list[list[dict]] = [[] for _ in wanted]
+  for number, folder, files, order in pieces:
+    entries = itertools.chain(*itertools.islice(read, files))
+    placed = sorted(zip(order.tolist(), entries), key=lambda pair: pair[0])
+    found[number] += [folder.unpacked(entry) for _, entry in placed]
+  return found
+
+
+def _unpacked(asked: Sequence[tuple[str, list[int]]]) -> list[list[dict]]:
+  unpack = functools.partial(msgpack.unpackb, strict_map_key=False)
+  try:
+    return [[unpack(entry) for entry in entries] for entries in readers.read(asked)]
+  except Exception as error:  # array_record and msgpack raise many types
+    for path, _ in asked:
       readers.forget(path)
-      detail = f"entry {position} of {path}: {str(error)[:100]}"
-      raise bad.BadRecord("a damaged shard", detail) from error
+    path, positions = asked[0]
+    several = "" if len(asked) == len(positions) == 1 else " or of those read with it"
+    detail = f"entry {positions[0]} of {path}{several}: {str(error)[:100]}"
+    raise bad.BadRecord("a damaged shard", detail) from error

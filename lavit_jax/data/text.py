@@ -1,7 +1,8 @@
 """Text tokenizers: a small one trained on given texts, and the loading of any.
 
-Both are Hugging Face folders with LLaMA's conventions: byte-pair encoding, a leading
-space piece, ids 0 <unk>, 1 <s>, 2 </s>. Marks of images and codes are never strings.
+The small one is a Hugging Face folder with LLaMA's conventions: byte-pair encoding, a
+leading space piece, ids 0 <unk>, 1 <s>, 2 </s>. Any other, LLaMA's or a byte-level one,
+says itself which ids begin and end a text. Marks of images and codes are never strings.
 """
 
 import dataclasses
@@ -12,9 +13,9 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from lavit_jax.core import vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import text_files
-from lavit_jax.data.text_files import SPECIALS
+from lavit_jax.data.text_marks import SPECIALS
 
 QUESTION = "Question: {} Answer:"  # the reference's prompt (paper section 4.1)
 BYTES = tuple(f"<0x{value:02X}>" for value in range(256))  # ids 3 to 258
@@ -42,8 +43,8 @@ class TextTokenizer:
     Returns:
       Ids below `text_size`.
     """
-    ids = self.definition.encode(text)
-    return [i if i < self.text_size else vocabulary.UNKNOWN for i in ids]
+    ids, unknown = self.definition.encode(text), self.definition.marks.unknown
+    return [i if i < self.text_size else unknown for i in ids]
 
   def decode(self, ids: Iterable[int]) -> str:
     """Decodes ids, skipping special ids and ids from `text_size` on.
@@ -54,8 +55,30 @@ class TextTokenizer:
     Returns:
       The text.
     """
-    kept = [int(i) for i in ids if vocabulary.END < i < self.text_size]
+    hidden = self.definition.hidden
+    kept = [int(i) for i in ids if 0 <= i < self.text_size and i not in hidden]
     return self.definition.decode(kept)
+
+  def vocabulary(self, num_codes: int, rows: int | None = None) -> Vocabulary:
+    """The joint vocabulary of this tokenizer's ids and of visual codes.
+
+    Args:
+      num_codes: K.
+      rows: rows of the language model's embedding that are text's; those beyond the
+        tokenizer's ids are holes. As many as it has ids if None.
+
+    Raises:
+      ValueError: fewer rows than ids.
+    """
+    size, marks = self.text_size, self.definition.marks
+    rows = size if rows is None else rows
+    if rows < size:
+      raise ValueError(
+        f"expected at least the {size} ids of the text tokenizer in the language"
+        f" model, got {rows}; use the text tokenizer of this language model"
+      )
+    holes = self.definition.holes + ((size, rows),) * (rows > size)
+    return Vocabulary(rows, num_codes, marks.begin, marks.end, marks.pad, holes)
 
   @functools.cached_property
   def checksum(self) -> str:
@@ -130,7 +153,7 @@ def _save_like_llama(model: dict, path: pathlib.Path) -> None:
 
 
 def load_text_tokenizer(path: str | os.PathLike) -> TextTokenizer:
-  """Loads the text tokenizer of a local folder: a trained one, or LLaMA's.
+  """Loads the text tokenizer of a local folder.
 
   Args:
     path: a folder that holds tokenizer.json or tokenizer.model.
@@ -140,13 +163,7 @@ def load_text_tokenizer(path: str | os.PathLike) -> TextTokenizer:
 
   Raises:
     ValueError: the folder has no such file, a damaged one, two that disagree, or one
-      without LLaMA's special ids.
+      that does not say which id ends a text.
   """
   definition = text_files.read(path)
-  found = definition.special_ids
-  if found != [vocabulary.UNKNOWN, vocabulary.BEGIN, vocabulary.END]:
-    raise ValueError(
-      f"expected the ids 0, 1, 2 for {', '.join(SPECIALS)} as in LLaMA, got "
-      f"{found} in {path}; use a LLaMA text tokenizer"
-    )
   return TextTokenizer(definition, definition.size)

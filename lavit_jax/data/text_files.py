@@ -9,6 +9,7 @@ whatever stands there, and releases of transformers disagree about its settings.
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -16,9 +17,11 @@ import pathlib
 
 from absl import logging
 
-SPECIALS = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2
+from lavit_jax.core import vocabulary
+from lavit_jax.data import text_marks
+from lavit_jax.data.text_marks import SETTINGS, SPECIALS, Marks
+
 JSON, MODEL = FILES = ("tokenizer.json", "tokenizer.model")
-SETTINGS = "tokenizer_config.json"
 # Texts that both files must encode alike. None begins with a space: there the files
 # differ by one space piece, depending on which release of transformers wrote the JSON.
 PROBES = (
@@ -47,11 +50,25 @@ class SentencePieceModel:
     return self.processor.get_piece_size()
 
   @property
-  def special_ids(self) -> list[int | None]:
-    """Ids of <unk>, <s> and </s>; None for one that the model has not."""
-    named = self.processor
-    ids = (named.unk_id(), named.bos_id(), named.eos_id())
-    return [i if i >= 0 else None for i in ids]
+  def marks(self) -> Marks:
+    """Its begin, end and unknown id; texts are padded by the end mark, as in LLaMA."""
+    begin, end = self.processor.bos_id(), self.processor.eos_id()
+    if end < 0:
+      raise ValueError(
+        f"expected a SentencePiece model with an end mark, got none in {MODEL}; train"
+        " it with eos_id set"
+      )
+    return Marks(end if begin < 0 else begin, end, end, self.processor.unk_id())
+
+  @property
+  def hidden(self) -> frozenset[int]:
+    """Ids that are not shown."""
+    return frozenset(dataclasses.astuple(self.marks))
+
+  @property
+  def holes(self) -> tuple[tuple[int, int], ...]:
+    """Ranges of ids without a token: none."""
+    return ()
 
   @property
   def content(self) -> bytes:
@@ -73,19 +90,35 @@ class TokenizerJson:
 
   Attributes:
     backend: the `tokenizers.Tokenizer`.
+    marks: its begin, end, pad and unknown id.
   """
 
   backend: object
+  marks: Marks
 
   @property
   def size(self) -> int:
-    """Number of ids, without tokens that were added to the vocabulary."""
-    return self.backend.get_vocab_size(with_added_tokens=False)
+    """Number of ids up to the last one.
+
+    Beside LLaMA's marks, tokens that were added to the vocabulary do not count: the
+    reference's has none. Others have their very marks there.
+    """
+    own = self.backend.get_vocab(with_added_tokens=False)
+    whole = self.backend.get_vocab(with_added_tokens=True)
+    return 1 + max((own if all(t in own for t in SPECIALS) else whole).values())
+
+  @functools.cached_property
+  def hidden(self) -> frozenset[int]:
+    """Ids that are not shown."""
+    added = self.backend.get_added_tokens_decoder().items()
+    special = {i for i, token in added if token.special}
+    return frozenset({*special, *dataclasses.astuple(self.marks)})
 
   @property
-  def special_ids(self) -> list[int | None]:
-    """Ids of <unk>, <s> and </s>; None for one that the vocabulary has not."""
-    return [self.backend.token_to_id(token) for token in SPECIALS]
+  def holes(self) -> tuple[tuple[int, int], ...]:
+    """Ranges of ids below `size` without a token."""
+    size, known = self.size, self.backend.get_vocab(with_added_tokens=True).values()
+    return vocabulary.missing_ranges((i for i in known if i < size), size)
 
   @property
   def content(self) -> bytes:
@@ -165,9 +198,11 @@ def _read_json(path: pathlib.Path) -> TokenizerJson:
   backend.no_truncation()  # a limit on the length may be stored with the definition
   backend.no_padding()
   backend.encode_special_tokens = True
-  if isinstance(backend.model, tokenizers.models.BPE):
+  ids = backend.get_vocab(with_added_tokens=True)
+  if isinstance(backend.model, tokenizers.models.BPE) and SPECIALS[0] in ids:
     backend.model.unk_token = SPECIALS[0]  # without it unknown characters vanish
-  return TokenizerJson(backend)
+  marks = text_marks.find(ids, text_marks.settings_of(path.parent), path.parent)
+  return TokenizerJson(backend, marks)
 
 
 def _warn_of_prefix(path: pathlib.Path) -> None:

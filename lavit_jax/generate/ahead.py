@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lavit_jax.core import sharding
-from lavit_jax.core.vocabulary import END, Vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import decode, serving
 from lavit_jax.generate import logits as processors
 from lavit_jax.generate.decode import Shape, State
@@ -90,7 +90,8 @@ def _start_arguments(side: Serving, mesh: Mesh, rows: int, prompt: int, shape: S
   leaf = lambda s, dtype: jax.ShapeDtypeStruct(s, dtype, sharding=by_row)
   ids = leaf((total, prompt), jnp.int32)
   vectors = leaf((total, prompt, dim), jnp.dtype(side.model.dtype))
-  settings = processors.rows([Settings(END, "codes", shape.max_new)] * rows)
+  end = side.vocabulary.end
+  settings = processors.rows([Settings(end, "codes", shape.max_new)] * rows)
   settings = jax.tree.map(lambda x: _whole(mesh, x), settings)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
   return decode.Prompts(vectors, ids, ids), settings, _whole(mesh, keys)

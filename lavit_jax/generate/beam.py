@@ -21,7 +21,7 @@ import numpy as np
 
 from lavit_jax.generate import logits as processors
 from lavit_jax.generate import serving
-from lavit_jax.generate.decode import PAD, Prompts
+from lavit_jax.generate.decode import Prompts
 from lavit_jax.generate.logits import Rows, Settings
 from lavit_jax.generate.serving import Cache, Serving
 
@@ -119,7 +119,7 @@ class Bank:
 
   Attributes:
     scores: float32[P, Q] sums over length^penalty, -inf where there is none.
-    ids: int32[P, Q, M] with the end, then `PAD`.
+    ids: int32[P, Q, M] with the end, then the pad id.
     lengths: int32[P, Q] ids before the end.
   """
 
@@ -165,7 +165,7 @@ def start(side: Serving, prompts: Prompts, asked: BeamRows, shape: Shape) -> Sta
   beams = lambda x: jnp.broadcast_to(x[:, None], (batch, count, *x.shape[1:]))
   empty = Bank(
     scores=jnp.full((batch, count), -jnp.inf),
-    ids=jnp.full(grid, PAD, jnp.int32),
+    ids=jnp.full(grid, side.vocabulary.pad, jnp.int32),
     lengths=jnp.zeros((batch, count), jnp.int32),
   )
   state = State(
@@ -173,7 +173,7 @@ def start(side: Serving, prompts: Prompts, asked: BeamRows, shape: Shape) -> Sta
     cache=cache,
     visible=beams(visible),
     first=prompts.segment_ids.sum(axis=1, dtype=jnp.int32),
-    ids=jnp.full(grid, PAD, jnp.int32),
+    ids=jnp.full(grid, side.vocabulary.pad, jnp.int32),
     sums=jnp.where(jnp.arange(count) == 0, 0.0, NEVER) * jnp.ones((batch, 1)),
     done=jnp.zeros(batch, bool),
     bank=empty,

@@ -16,13 +16,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lavit_jax.core.vocabulary import END
 from lavit_jax.generate import logits as processors
 from lavit_jax.generate import serving
 from lavit_jax.generate.logits import Rows
 from lavit_jax.generate.serving import Cache, Serving
-
-PAD = END  # what follows the end of a sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +64,7 @@ class State:
     segment_ids: int32[P, T] of the prompts.
     token: int32[R] the newest id.
     finished: bool[R].
-    ids: int32[R, M], `PAD` after the end id.
+    ids: int32[R, M], the pad id after the end.
     scores: float32[R, M] log-probability of each id in what it was chosen from, 0
       after the end.
     chosen: bool[R, V] ids so far; None without penalties.
@@ -106,7 +103,7 @@ def start(
     segment_ids=prompts.segment_ids,
     token=jnp.zeros(count, jnp.int32),
     finished=jnp.zeros(count, bool),
-    ids=jnp.full(grid, PAD, jnp.int32),
+    ids=jnp.full(grid, side.vocabulary.pad, jnp.int32),
     scores=jnp.zeros(grid, jnp.float32),
     chosen=jnp.zeros((count, logits.shape[-1]), bool) if shape.penalized else None,
   )
@@ -155,7 +152,7 @@ def _choose(side, state: State, logits, settings: Rows, keys, shape: Shape) -> S
     chosen, score = _best(scores)
   else:
     chosen, score = _draw(scores, state.step, settings, keys, shape.candidates)
-  chosen = jnp.where(state.finished, PAD, chosen).astype(jnp.int32)
+  chosen = jnp.where(state.finished, side.vocabulary.pad, chosen).astype(jnp.int32)
   score = jnp.where(state.finished, 0.0, score)
   seen = state.chosen
   if seen is not None:

@@ -17,7 +17,7 @@ How pixels are sampled stands with the pixel decoder (`stages.pixel_parts`).
 from collections.abc import Mapping
 from typing import Any
 
-from lavit_jax.core.vocabulary import END, Vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate.beam import Beams
 from lavit_jax.generate.logits import Settings
 
@@ -103,15 +103,16 @@ def _within(numbers: dict[str, Any], most: int) -> dict[str, Any]:
   return numbers | {"max_new": longest, "min_new": shortest}
 
 
-def text(task: str, numbers: Numbers) -> Settings | Beams:
+def text(task: str, numbers: Numbers, words: Vocabulary) -> Settings | Beams:
   """Settings of a caption or an answer.
 
   Args:
     task: "caption" or "answer", whose search stops as soon as it has enough.
     numbers: all of `REFERENCE[task]`; one beam is greedy.
+    words: the joint vocabulary.
   """
   settings = Settings(
-    end=END,
+    end=words.end,
     allowed="text",
     max_new=numbers["max_new"],
     min_new=numbers["min_new"],
@@ -150,7 +151,7 @@ def settings(
   """Settings of any task; arguments as for `text` and `drawing`."""
   if task == "draw":
     return drawing(numbers, words, patches)
-  return text(task, numbers)
+  return text(task, numbers, words)
 
 
 def check(stored: Mapping[str, Numbers], words: Vocabulary, patches: int) -> None:

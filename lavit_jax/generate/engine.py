@@ -167,7 +167,7 @@ def _start(side, batch: list[Request], members, vectors: Vectors, length: int):
   order = [*range(len(batch)), *[len(batch) - 1] * (total - len(batch))]
   asked = [*(batch[i].prompt for i in order), *[_nothing(side)] * guided]
   prompts = _prompts(
-    asked, [members[i] for i in order] + [-1] * guided, vectors, length
+    side, asked, [members[i] for i in order] + [-1] * guided, vectors, length
   )
   rows = processors.rows([settings[i] for i in order])
   keys = jax.random.wrap_key_data(
@@ -196,7 +196,7 @@ def shape_of(settings: Sequence[Settings], guided: int, size: int) -> decode.Sha
 def _search(side, batch: list[Request], members, vectors: Vectors, length: int):
   order = [*range(len(batch)), *[len(batch) - 1] * (_rows(len(batch)) - len(batch))]
   asked = [batch[i].prompt for i in order]
-  prompts = _prompts(asked, [members[i] for i in order], vectors, length)
+  prompts = _prompts(side, asked, [members[i] for i in order], vectors, length)
   rows = beam.beam_rows([batch[i].how for i in order])
   settings = [request.settings for request in batch]
   shape = beam.Shape(
@@ -226,8 +226,8 @@ def _replies(state: decode.State, batch: list[Request]) -> list[list[Reply]]:
   return replies
 
 
-def _prompts(asked, members, vectors: Vectors, length: int) -> decode.Prompts:
-  batch = left_padded(asked, length)
+def _prompts(side, asked, members, vectors: Vectors, length: int) -> decode.Prompts:
+  batch = left_padded(asked, length, side.vocabulary.pad)
   inputs = vectors(batch, members)
   return decode.Prompts(inputs, batch.segment_ids, batch.positions)
 

@@ -125,7 +125,7 @@ def rows(settings: Sequence[Settings]) -> Rows:
 
 def text_ids(vocabulary: Vocabulary) -> np.ndarray:
   """bool[V] for writing: text only."""
-  return np.arange(vocabulary.padded_size) < vocabulary.text_size
+  return vocabulary.is_text(np.arange(vocabulary.padded_size))
 
 
 def drawing_ids(vocabulary: Vocabulary) -> np.ndarray:
@@ -135,9 +135,10 @@ def drawing_ids(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def reference_drawing_ids(vocabulary: Vocabulary) -> np.ndarray:
-  """bool[V] as the reference draws: it forbids only the text ids from 3 on."""
+  """bool[V] as the reference draws: it forbids text ids but for LLaMA's marks."""
   ids = np.arange(vocabulary.padded_size)
-  return (ids < vocabulary.size) & ((ids < 3) | (ids >= vocabulary.text_size))
+  marks = np.isin(ids, (0, vocabulary.begin, vocabulary.end))
+  return (ids < vocabulary.size) & (marks | (ids >= vocabulary.text_size))
 
 
 ALLOWED = {

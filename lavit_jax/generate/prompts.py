@@ -3,8 +3,8 @@
 understanding   [IMG] v1..vT [/IMG] prompt
 drawing         prompt [IMG]
 
-There is no begin mark (reference facts, section 7). Padding is the end id with segment
-0, all of it on the left, as in the reference's question answering.
+There is no begin mark (reference facts, section 7). Padding (the end id in LLaMA) has
+segment 0 and stands all of it on the left, as in the reference's question answering.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lavit_jax.core.vocabulary import END, Vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +66,15 @@ def drawing(text_ids: Sequence[int], vocabulary: Vocabulary) -> Prompt:
   return Prompt(tokens, np.full(len(tokens), -1, np.int32))
 
 
-def left_padded(prompts: Sequence[Prompt], length: int) -> PromptBatch:
-  """Lays prompts of at most `length` tokens side by side, padding on the left."""
+def left_padded(prompts: Sequence[Prompt], length: int, pad: int) -> PromptBatch:
+  """Lays prompts of at most `length` tokens side by side, `pad` on their left."""
   longest = max(map(len, prompts))
   if longest > length:
     raise ValueError(
       f"expected prompts of at most {length} tokens, got {longest}; shorten the text"
     )
   shape = (len(prompts), length)
-  tokens, patches = np.full(shape, END, np.int32), np.full(shape, -1, np.int32)
+  tokens, patches = np.full(shape, pad, np.int32), np.full(shape, -1, np.int32)
   segments, positions = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
   for row, prompt in enumerate(prompts):
     used = slice(length - len(prompt), length)

@@ -23,7 +23,10 @@ from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
 
 # Fields of the part that the model takes from the vocabulary, or not at all.
-VOCABULARY_FIELDS = ("vocab_size", "padded_size", "text_size", "published")
+VOCABULARY_FIELDS = (
+  *("vocab_size", "padded_size", "text_size", "published"),
+  *("begin", "end", "pad", "holes"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +60,15 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
   sizes = model_directory.part_config(folder, "llama")
   visual = model_directory.part_config(folder, "visual_tokenizer")
   model_directory.part_config(folder, "understanding")
-  vocabulary = Vocabulary(sizes["text_size"], visual["num_codes"])
   tokenizer = frozen_parts.text_tokenizer(folder)
-  if tokenizer.text_size != vocabulary.text_size:
+  trained = sizes["text_size"] - sum(b - a for a, b in sizes.get("holes", ()))
+  holes = sum(after - first for first, after in tokenizer.definition.holes)
+  if tokenizer.text_size - holes != trained:
     raise ValueError(
-      f"the text tokenizer in {folder} has {tokenizer.text_size} ids, its language"
-      f" model expects {vocabulary.text_size}; restore the tokenizer of its training"
+      f"the text tokenizer in {folder} has {tokenizer.text_size - holes} ids, its"
+      f" language model expects {trained}; restore the tokenizer of its training"
     )
+  vocabulary = tokenizer.vocabulary(visual["num_codes"], sizes["text_size"])
   own = {
     name: tuple(n) if isinstance(n, list) else n  # JSON knows no tuples
     for name, n in sizes.items()

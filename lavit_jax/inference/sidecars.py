@@ -1,32 +1,38 @@
 """Writes the sidecar of a prepared folder: codes, keep masks and text ids.
 
-For every prepared shard there is a sidecar shard in the same order. Missing shards are
-dealt to the hosts, each on a mesh of its own devices."""
+For every prepared shard there is a sidecar shard in the same order. Shards are dealt by
+their pictures to machines that know nothing of each other, and what is missing of a
+machine's part to the hosts of a run, each on a mesh of its own devices."""
 
 import collections
-import functools
+import contextlib
 import itertools
 import os
-import sys
 import time
 from collections.abc import Iterator
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from lavit_jax.core import sharding
 from lavit_jax.data import (
+  dealing,
   images,
   loading,
   numerics,
+  progress,
   records,
+  remembered,
   shards,
+  shares,
+  standing_for,
   text,
   token_figures,
 )
 from lavit_jax.inference import tokenizing
+from lavit_jax.weights import model_directory
 
 REPORT = "report.json"
 IN_FLIGHT = 2  # batches on the device at a time
@@ -41,6 +47,8 @@ def run(
   mesh_sizes: dict[str, int] | None = None,
   threads: int = 0,
   max_bad: float = 0.01,
+  target: str = "",
+  part: shares.Share = shares.ALL,
 ) -> dict:
   """Writes the sidecar of a prepared folder.
 
@@ -53,10 +61,12 @@ def run(
     mesh_sizes: mesh of this host's devices, all on the data axis if None.
     threads: threads that decode, 0 for one per core.
     max_bad: largest share of records whose picture does not decode.
+    target: folder that names `data` and gets the codes; "" for `data` itself.
+    part: which shards this machine tokenizes.
 
   Returns:
-    {"images_per_second": of this host, with compilation} and, on the first host, the
-    sidecar's manifest.
+    {"images_per_second": of this host, with compilation} and, on the first host of the
+    machine that finds every shard there, the sidecar's manifest.
   """
   prepared = records.Records(data)
   mesh = sharding.make_mesh(mesh_sizes or {"data": -1}, jax.local_devices())
@@ -65,25 +75,30 @@ def run(
   coder = tokenizing.load(model, mesh, dtype, unroll)
   text_tokenizer = text.load_text_tokenizer(f"{model}/text_tokenizer")
   facts = _facts(model, coder, text_tokenizer, dtype)
-  writer = records.SidecarWriter(prepared, f"{data}/codes", facts)
-  mine = _share(writer)
-  spell = functools.lru_cache(maxsize=2**16)(text_tokenizer.encode)  # prompts repeat
+  if target and jax.process_index() == 0:
+    fingerprint = prepared.manifest["fingerprint"]
+    standing_for.make(target, prepared.folder, fingerprint)
+  writer = records.SidecarWriter(prepared, f"{target or data}/codes", facts)
+  mine = _share(writer, part)
+  spell = remembered.Remembered(text_tokenizer.encode)  # prompts repeat
   size, threads = coder.tower.image_size, threads or os.cpu_count() or 1
   coming = loading.batches(prepared, mine, batch_size, size, spell, threads)
   counts = [shard["count"] for shard in prepared.manifest["shards"]]
   started, pictures = time.monotonic(), 0
-  with tqdm(total=sum(counts[n] for n in mine), disable=not sys.stderr.isatty()) as bar:
-    bar.set_description("tokenize")
-    for number, entries, figures in _shards(_encoded(coder, mesh, coming), coder, mine):
+  unknown = text_tokenizer.definition.marks.unknown
+  told = progress.Progress("records", sum(counts[n] for n in mine))
+  with contextlib.closing(told):
+    encoded = _told(_encoded(coder, mesh, coming), told)
+    for number, entries, figures in _shards(encoded, coder, mine, unknown):
       figures.save(writer.figures(number))
       writer.write(number, entries)
-      bar.update(len(entries))
       pictures += int(figures.kept.sum())
   speed = {"images_per_second": pictures / (time.monotonic() - started)}
   _meet("tokenize end")
-  if jax.process_index():
+  if jax.process_index() or (part != shares.ALL and writer.missing()):
     return speed
-  return speed | _finish(writer, len(counts), max_bad)
+  trained = model_directory.part_config(model, "codebook")
+  return speed | _finish(writer, len(counts), max_bad, trained)
 
 
 def _facts(model, coder, text_tokenizer, dtype) -> dict:
@@ -105,15 +120,35 @@ def _facts(model, coder, text_tokenizer, dtype) -> dict:
   }
 
 
-def _share(writer: records.SidecarWriter) -> list[int]:
-  """Deals the missing shards to the hosts; all see the same ones missing."""
-  missing = writer.missing()
+def _share(writer: records.SidecarWriter, part: shares.Share) -> list[int]:
+  """Deals the missing shards of a part to the hosts; all see the same ones missing."""
+  sizes = _work(writer.records)
+  own = dealing.deal(sizes, part.of)[part.index]
+  missing = sorted(set(writer.missing()) & set(own))
   _meet("tokenize begin")
-  if jax.process_index() == 0:
+  if jax.process_index() == 0 and part == shares.ALL:  # else others may be writing
     for old in writer.folder.glob("*.tmp"):
       old.unlink()
   _meet("tokenize cleared")
-  return missing[jax.process_index() :: jax.process_count()]
+  dealt = dealing.deal([sizes[n] for n in missing], jax.process_count())
+  return [missing[i] for i in dealt[jax.process_index()]]
+
+
+def _work(prepared: records.Records) -> list[float]:
+  """Work of each shard: its pictures, and a little for every record."""
+  ends = np.cumsum([0, *(shard["count"] for shard in prepared.manifest["shards"])])
+  pictures = np.concatenate([[0], np.cumsum(prepared.image)])
+  return (np.diff(pictures[ends]) + np.diff(ends) / 20).tolist()
+
+
+def _told(encoded, told: progress.Progress):
+  """Counts the records of batches as they pass."""
+  bad = 0
+  for batch, found in encoded:
+    for item in batch.loaded:
+      bad += item.error is not None
+      told.step(f"{bad} bad")
+    yield batch, found
 
 
 def _meet(name: str) -> None:
@@ -136,7 +171,7 @@ def _encoded(coder, mesh, batches) -> Iterator[tuple[loading.Batch, np.ndarray]]
   yield from waiting
 
 
-def _shards(encoded, coder, numbers):
+def _shards(encoded, coder, numbers, unknown: int | None):
   """Yields (number, sidecar dicts, figures) of each shard when it is complete."""
   empty = set(numbers)
   sizes = coder.model.num_patches, coder.model.num_codes
@@ -148,6 +183,7 @@ def _shards(encoded, coder, numbers):
         codes, keep = np.asarray(found.codes), np.asarray(found.keep)
       for i, item in enumerate(batch.loaded):
         entries.append(_sidecar(item, codes, keep, i, figures))
+        figures.add_texts(item.texts, unknown)
     empty.remove(number)
     yield number, entries, figures
   for number in sorted(empty):
@@ -167,12 +203,14 @@ def _sidecar(item: loading.Loaded, codes, keep, i: int, figures) -> dict:
   return records.pack_sidecar(item.name, kept, keep[i], item.texts)
 
 
-def _finish(writer: records.SidecarWriter, number: int, max_bad: float) -> dict:
+def _finish(writer, number: int, max_bad: float, trained: dict) -> dict:
   """Writes report and manifest, unless too many records were bad."""
   parts = (token_figures.load(writer.figures(n)) for n in range(number))
   total = token_figures.join(parts)
   report = total.report()
   shards.write_json(writer.folder / REPORT, report)
+  for sentence in token_figures.outside(report, trained):
+    logging.warning("%s", sentence)
   total.tally.check(
     max_bad,
     f"see {writer.folder}/{REPORT}, prepare the data again, or accept them: the same"

@@ -121,7 +121,7 @@ def build(
   common = dict(dtype=dtype, remat=remat, unroll=unroll)
   return LaVIT(
     llama=llama.Llama(
-      vocab_size=words.size, padded_size=words.padded_size, **language, **common
+      words.size, words.padded_size, **language, **common, holes=words.holes
     ),
     merger=merger.Merger(**{name: visual[name] for name in MERGER_FIELDS}, **common),
     feature_dim=visual["embed_dim"],

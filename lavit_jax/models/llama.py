@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lavit_jax.core.contraction import contract
 from lavit_jax.core.sharding import constrain
+from lavit_jax.core.vocabulary import is_real
 from lavit_jax.layers import attention, linear, mlp, norm, position, stack
 
 VARIANTS = {
@@ -164,6 +165,7 @@ class Llama(nn.Module):
     remat: rematerialization policy, a key of `stack.REMAT_POLICIES`.
     unroll: layers per scan step.
     rope_scaling: Llama-3.1's stretch of the positions, see `position.frequencies`.
+    holes: ranges [first, after) of ids that are never predicted either.
   """
 
   vocab_size: int
@@ -180,6 +182,7 @@ class Llama(nn.Module):
   remat: str = "none"
   unroll: int = 1
   rope_scaling: tuple[float, ...] = ()
+  holes: tuple[tuple[int, int], ...] = ()
 
   def setup(self):
     self.embedding = linear.Embed(self.padded_size, self.embed_dim, self.dtype)
@@ -223,7 +226,8 @@ class Llama(nn.Module):
     head = self.head().astype(hidden.dtype)
     product = contract("btd,dv->btv", hidden, head, "float32")
     product = constrain(product, "act_batch", "act_length", "act_vocab")
-    return jnp.where(jnp.arange(self.padded_size) < self.vocab_size, product, -jnp.inf)
+    real = is_real(jnp.arange(self.padded_size), self.vocab_size, self.holes)
+    return jnp.where(real, product, -jnp.inf)
 
   def everything(self, tokens, positions, segment_ids):
     """Touches every parameter, for initialization."""

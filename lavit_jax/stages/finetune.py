@@ -101,7 +101,8 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   folder = config.init_from
   tokenizer = frozen_parts.text_tokenizer(folder)
   sizes = model_directory.part_config(folder, "visual_tokenizer")
-  words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
+  rows = model_directory.part_config(folder, "llama")["text_size"]
+  words = tokenizer.vocabulary(sizes["num_codes"], rows)
   numbers = config.decoding.to_dict()
   decoding.check(numbers, words, sizes["num_patches"])
   warm_start.check_sizes(folder, "llama", config.model)

@@ -207,9 +207,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   def batches(position):
     left_out = feed.rows_left_out(config)
-    host = _rows(source, config, mesh, left_out.used(position))
-    host.order = skipping.Order(host.order, left_out)
-    return feed.DeviceFeed(host, mesh, left_out)
+    return feed.DeviceFeed(_rows(source, config, mesh, position), mesh, left_out)
 
   per_picture = jax.jit(make_loss(modules, model, 0.0))
   decoder = _decoder(config, modules, frozen, ratios)
@@ -294,16 +292,9 @@ def _rows(source, config, mesh, position) -> pipeline.RowFeed:
   """The host's rows; with several picture sizes, each batch has one of them."""
   size = config.batch_size
   local = feed.local_rows(mesh, size)
-  rows = pipeline.RowFeed(
-    source,
-    size,
-    config.data.shuffle_seed,
-    local,
-    position,
-    threads=config.data_threads,
-  )
+  left_out = feed.rows_left_out(config)
   if len(source.targets) > 1:
-    edges = [edge for span in feed.rows_left_out(config).spans for edge in span]
+    edges = [edge for span in left_out.spans for edge in span]
     if any(edge % size for edge in edges):
       raise ValueError(
         f"batches hold one picture size: expected config.data.skip to leave out whole"
@@ -314,8 +305,16 @@ def _rows(source, config, mesh, position) -> pipeline.RowFeed:
         f"batches hold one picture size: the position {position} is no multiple of"
         f" batch_size {size}; resume with the batch size of before"
       )
-    rows.order = _order(source, config)
-  return rows
+  places = skipping.Order(_order(source, config), left_out)
+  return pipeline.RowFeed(
+    source,
+    size,
+    config.data.shuffle_seed,
+    local,
+    left_out.used(position),
+    threads=config.data_threads,
+    places=places,
+  )
 
 
 def _order(source, config):

@@ -86,6 +86,7 @@ def token_loss(model, tower, params, frozen, batch, words: Vocabulary, chunks: i
     batch["loss_mask"],
     words.size,
     chunks,
+    words.holes,
   )
 
 
@@ -245,7 +246,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   """Assembles the stage on a stage-1 model directory and a pack plan."""
   tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
   sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
-  words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
+  words = warm_start.vocabulary(config.warm_start, tokenizer, sizes["num_codes"])
   decoding.check(config.decoding.to_dict(), words, sizes["num_patches"])
   tower, frozen, names = frozen_parts.encoder(
     config.init_from, mesh, config.dtype, config.unroll
@@ -352,6 +353,10 @@ def save(params, config, words: Vocabulary, folder: str) -> None:
     "vocab_size": words.size,
     "padded_size": words.padded_size,
     "text_size": words.text_size,
+    "begin": words.begin,
+    "end": words.end,
+    "pad": words.pad,
+    "holes": words.holes,
   }
   parts = {
     "llama": model_directory.Part(params["llama"], llama_config),

@@ -14,7 +14,7 @@ from lavit_jax.data import images, records, text
 from lavit_jax.generate import decoding
 from lavit_jax.inference import api, language, tokenizing
 from lavit_jax.models import lavit
-from lavit_jax.stages import pretrain
+from lavit_jax.stages import pretrain, warm_start
 from lavit_jax.weights import model_directory
 
 # (model, features float[n, P, D]) -> n pictures u8[H, W, 3].
@@ -67,7 +67,7 @@ def make(
   model.defaults = decoding.complete(config.decoding.to_dict(), coder.model.num_patches)
   tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
   sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
-  words = Vocabulary(tokenizer.text_size, sizes["num_codes"])
+  words = warm_start.vocabulary(config.warm_start, tokenizer, sizes["num_codes"])
   module = pretrain.make_model(config, words, sizes)
   prepared = records.Records(config.data.eval)
   captioned = np.flatnonzero(prepared.image & (prepared.entries[:, 0] > 0))[:COUNT]

@@ -135,11 +135,17 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     return base.mean_metrics(found), pictures
 
   def finish(state, folder):
+    counts = sharding.to_host(state.codebook.counts)
+    share = counts[counts > 0] / counts.sum()
+    usual = {  # what sets to be tokenized are compared with
+      "kept_share": float(evaluate(state)[0]["kept_share"]),
+      "codes_perplexity": float(np.exp(-(share * np.log(share)).sum())),
+    }
     parts = {
       "visual_tokenizer": model_directory.Part(state.params, config.model.to_dict()),
       "codebook": model_directory.Part(
         {"embedding": state.codebook.embedding},
-        {"num_codes": num_codes, "code_dim": config.model.code_dim},
+        {"num_codes": num_codes, "code_dim": config.model.code_dim} | usual,
       ),
     }
     model_directory.save(folder, parts, base=config.init_from)

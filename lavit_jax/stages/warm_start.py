@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lavit_jax.core.vocabulary import Vocabulary
+from lavit_jax.data.text import TextTokenizer
 from lavit_jax.models import codebook
 from lavit_jax.training.train_state import TrainState
 from lavit_jax.weights import model_directory
@@ -93,6 +95,22 @@ def language(
   return state.replace(params=params)
 
 
+def vocabulary(folder: str, tokenizer: TextTokenizer, num_codes: int) -> Vocabulary:
+  """The joint vocabulary of a stage: text has the rows of the model it starts from.
+
+  Args:
+    folder: `config.warm_start`, empty for none.
+    tokenizer: the text tokenizer; rows beyond its ids are holes.
+    num_codes: K.
+  """
+  if not folder:
+    return tokenizer.vocabulary(num_codes)
+  sizes = model_directory.part_config(folder, "llama")
+  text, rows = sizes["text_size"], sizes["vocab_size"]
+  joint = Vocabulary(text, num_codes).size == rows
+  return tokenizer.vocabulary(num_codes, text if joint else rows)
+
+
 def check_sizes(
   folder: str, part: str, config: ml_collections.ConfigDict, **unnamed: Any
 ) -> None:
@@ -159,6 +177,9 @@ def _with_new_rows(old: Any, key: jax.Array, words: Vocabulary) -> Any:
 def _rows(table: jax.Array, key: jax.Array, words: Vocabulary) -> jax.Array:
   text = table[: words.text_size]
   shape = (words.padded_size - words.text_size, table.shape[1])
-  new = text.mean(0) + text.std(0) * jax.random.normal(key, shape)
+  known = text
+  if words.holes:  # rows that were never trained say nothing of what rows are like
+    known = text[np.flatnonzero(words.is_text(np.arange(words.text_size)))]
+  new = known.mean(0) + known.std(0) * jax.random.normal(key, shape)
   used = jnp.arange(words.text_size, words.padded_size) < words.size
   return jnp.concatenate([text, jnp.where(used[:, None], new, 0)])

@@ -1,7 +1,5 @@
 """From the host's feed to device arrays: each host loads the rows its devices hold."""
 
-import collections
-import concurrent.futures
 import contextlib
 import functools
 import itertools
@@ -9,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import grain
 import jax
 import ml_collections
 import numpy as np
@@ -65,8 +64,8 @@ def own_rows(mesh: Mesh, batch_size: int) -> set[int]:
 class DeviceFeed:
   """Shuffled batches without end, on the devices: yields (batch, position after it).
 
-  One thread stacks and places batches ahead of their use, others read the rows: the
-  training thread only takes what is ready, or waits.
+  The host's Grain pipeline goes on to the devices: one thread stacks and places batches
+  ahead of their use, others read the rows; the training thread takes what is ready.
   """
 
   def __init__(
@@ -84,40 +83,37 @@ class DeviceFeed:
       left_out: rows that are not; positions count them.
       ahead: batches held on the devices beside the one in use.
     """
-    self._host, self._mesh, self._ahead = host, mesh, ahead
-    self._left_out = left_out
-    self._own = own_rows(mesh, host.batch_size)
-    self._loader = concurrent.futures.ThreadPoolExecutor(1)
-    self._loading, self._told = collections.deque(), set()
-    self._waited, self._replaced, self._batches = 0.0, 0, 0
+    self._host, self._mesh, self._left_out = host, mesh, left_out
+    self._own, self._told = own_rows(mesh, host.batch_size), set()
+    self._waited, self._batches = 0.0, 0
+    placed = grain.experimental.ThreadPrefetchIterDataset(
+      host.batches.map(self._place), prefetch_buffer_size=ahead
+    )
+    self._iterator = iter(placed)
 
-  def _load(self) -> tuple[Batch, int, int]:
-    """Takes a batch of the host: batch, position, replacements so far in own rows."""
-    host = self._host
-    batch, position = next(host)
-    for reason in host.bad.keys() - self._told:
-      self._told.add(reason)
-      logging.warning("replaced, %d by now: %s", host.bad.total(), reason)
-    replaced = sum(n for row, n in host.bad_rows.items() if row in self._own)
-    placed = place(batch, list(host.local_rows), host.batch_size, self._mesh)
-    return placed, self._left_out.position(position), replaced
+  def _place(self, element):
+    batch, reasons = element
+    rows, size = list(self._host.local_rows), self._host.batch_size
+    return place(batch, rows, size, self._mesh), reasons
 
   def __iter__(self) -> Iterator[tuple[Batch, int]]:
     return self
 
   def __next__(self) -> tuple[Batch, int]:
     started = time.monotonic()
-    while len(self._loading) <= self._ahead:
-      self._loading.append(self._loader.submit(self._load))
-    batch, position, self._replaced = self._loading.popleft().result()
+    batch, reasons = next(self._iterator)
     self._waited += time.monotonic() - started
     self._batches += 1
-    return batch, position
+    used, bad = self._host.given(reasons), self._host.bad
+    for reason in bad.keys() - self._told:
+      self._told.add(reason)
+      logging.warning("replaced, %d by now: %s", bad.total(), reason)
+    return batch, self._left_out.position(used)
 
   @property
   def replaced(self) -> int:
     """Documents and rows that this host replaced because they were bad."""
-    return self._replaced
+    return sum(n for row, n in self._host.bad_rows.items() if row in self._own)
 
   def figures(self) -> dict[str, float]:
     """Metrics; with several hosts all must ask at the same step.
@@ -127,7 +123,7 @@ class DeviceFeed:
       of all hosts; documents and rows replaced because they were bad, since the feed
       started, on all hosts.
     """
-    found = np.array([self._waited / max(self._batches, 1), self._replaced])
+    found = np.array([self._waited / max(self._batches, 1), self.replaced])
     self._waited, self._batches = 0.0, 0
     if jax.process_count() > 1:
       found = multihost_utils.process_allgather(found)
@@ -136,7 +132,7 @@ class DeviceFeed:
 
   def close(self) -> None:
     """Stops reading ahead."""
-    self._loader.shutdown(cancel_futures=True)
+    self._iterator.close()
     self._host.close()
 
 
@@ -156,10 +152,10 @@ def device_batches(
   """
   size, left_out = config.batch_size, rows_left_out(config)
   rows, threads = local_rows(mesh, size), config.data_threads
-  host = pipeline.RowFeed(
-    source, size, config.data.shuffle_seed, rows, left_out.used(position), threads
-  )
-  host.order = skipping.Order(host.order, left_out)
+  seed = config.data.shuffle_seed
+  places = skipping.Order(pipeline.order(source, seed), left_out)
+  used = left_out.used(position)
+  host = pipeline.RowFeed(source, size, seed, rows, used, threads, places=places)
   return DeviceFeed(host, mesh, left_out)
 
 
@@ -225,10 +221,10 @@ def packed_rows(
   num_rows: int,
   prompt_drop: float,
 ) -> rows.Rows:
-  """Plans the rows of a prepared and tokenized folder.
+  """Plans the rows of a prepared and tokenized folder, or of several.
 
   Args:
-    folder: prepared shards, with the sidecar below `codes`.
+    folder: prepared shards, with the sidecar below `codes`; see `data.corpora`.
     config: stage config; `data` gives row length, image slots, mixture and drop.
     words: the joint vocabulary.
     tokenizer: the text tokenizer that the sidecar must have used.
@@ -240,10 +236,11 @@ def packed_rows(
   Returns:
     The rows, by position.
   """
-  prepared, sidecar = planned_rows.open_coded(folder, checksum, tokenizer.checksum)
   data = config.data
-  settings = dict(
-    weights=dict(data.mixture),
+  prepared, sidecar, settings = planned_rows.open_all(
+    folder, dict(data.mixture), checksum, tokenizer.checksum
+  )
+  settings |= dict(
     seed=config.seed,
     rows=num_rows,
     row_length=data.row_length,

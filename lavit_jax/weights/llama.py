@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lavit_jax.core import vocabulary
+from lavit_jax.core.vocabulary import PADDING_MULTIPLE, Vocabulary
 from lavit_jax.models.llama import Llama
 from lavit_jax.weights import files, rules
 from lavit_jax.weights.part import Part, abstract_params
@@ -176,7 +176,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
   return value, at
 
 
-def read(folder: str | os.PathLike, words: vocabulary.Vocabulary | None = None) -> Part:
+def read(folder: str | os.PathLike, words: Vocabulary | None = None) -> Part:
   """Opens a Hugging Face folder as a part; its tensors stay unread.
 
   Args:
@@ -207,7 +207,7 @@ def read(folder: str | os.PathLike, words: vocabulary.Vocabulary | None = None) 
     )
   if rows > used:
     source |= {key: _first_rows(source[key], used) for key in (EMBEDDING, HEAD)}
-  padding = vocabulary.PADDING_MULTIPLE
+  padding = PADDING_MULTIPLE
   fields = {"vocab_size": used, "padded_size": -(-used // padding) * padding}
   ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
   model = Llama(**sizes, **fields)
@@ -274,8 +274,8 @@ def config_of(fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     "tie_word_embeddings": False,
     "torch_dtype": dtype,
     "max_position_embeddings": 4096,
-    "bos_token_id": vocabulary.BEGIN,
-    "eos_token_id": vocabulary.END,
+    "bos_token_id": fields.get("begin", Vocabulary.begin),
+    "eos_token_id": fields.get("end", Vocabulary.end),
     **scaling,
     **published,
   }

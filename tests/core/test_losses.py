@@ -142,3 +142,23 @@ def test_patch_words_by_hand():
   np.testing.assert_allclose(losses.words(logits, labels, 0.2), expected, rtol=1e-5)
   nothing = losses.words(logits, jnp.full((1, 3), 255), 0.2)
   assert nothing == 0.0
+
+
+def test_holes_are_never_predicted_and_get_no_gradient():
+  hidden, head, targets, mask = example()
+  targets = np.where((targets >= 3) & (targets < 5), 2, targets)
+  holes = ((3, 5), (8, 9))
+  targets = np.where(targets == 8, 9, targets)
+  for chunks in (1, 2):
+
+    def run(head, chunks=chunks):
+      found = losses.next_token(hidden, head, targets, mask, SIZE, chunks, holes)
+      return found.losses.sum(), found.losses
+
+    (_, found), grad = jax.value_and_grad(run, has_aux=True)(head)
+    real = [i for i in range(SIZE) if i not in (3, 4, 8)]
+    logits = np.asarray(hidden @ head).astype(np.float64)
+    total = np.log(np.exp(logits[..., real]).sum(-1))
+    picked = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    np.testing.assert_allclose(found, (total - picked) * mask, atol=1e-5)
+    assert not np.asarray(grad)[:, [3, 4, 8, 10, 11]].any()

@@ -26,6 +26,14 @@ def numbers(feed, batches):
   return np.concatenate([batch["x"] for batch, _ in taken]).tolist()
 
 
+def test_streams_are_those_of_every_earlier_version():
+  feed = pipeline.RowFeed(Numbers(11, bad=(3,)), 4, seed=5, position=3)
+  assert numbers(feed, 4) == [8, 1, 0, 6, 5, 7, 2, 4, 7, 6, 10, 5, 9, 0, 4, 4]
+  feed = pipeline.RowFeed(Numbers(1000), 4, 5, [1, 3], position=10**9)
+  assert numbers(feed, 4) == [88, 165, 478, 3, 399, 441, 105, 19]
+  assert feed.position == 10**9 + 16
+
+
 def test_every_epoch_is_another_permutation():
   stream = numbers(pipeline.RowFeed(Numbers(10), 5, seed=0), 6)
   epochs = [stream[i : i + 10] for i in (0, 10, 20)]

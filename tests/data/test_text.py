@@ -104,7 +104,7 @@ def test_unfit_folders_end_in_one_sentence(folder, tmp_path):
   vocab["<s>"], vocab["</s>"] = vocab["</s>"], vocab["<s>"]
   definition["added_tokens"] = []
   (tmp_path / "shifted" / "tokenizer.json").write_text(json.dumps(definition))
-  with pytest.raises(ValueError, match="expected the ids 0, 1, 2"):
-    text.load_text_tokenizer(tmp_path / "shifted")
+  shifted = text.load_text_tokenizer(tmp_path / "shifted").vocabulary(24)
+  assert (shifted.begin, shifted.end) == (2, 1)  # wherever they stand
   with pytest.raises(ValueError, match="vocab_size 50"):
     text.train_text_tokenizer(["a"], 50, tmp_path / "small")

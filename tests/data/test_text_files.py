@@ -196,10 +196,18 @@ def test_files_that_are_no_tokenizers_end_in_one_sentence(content, tmp_path):
     llama.text_size(tmp_path)
 
 
-def test_other_special_ids_are_refused(tmp_path):
+def test_other_special_ids_are_taken_as_they_are(tmp_path):
   train_pieces(tmp_path / "tokenizer.model", pad_id=0, unk_id=3, bos_id=-1)
-  with pytest.raises(ValueError, match=r"expected the ids 0, 1, 2 .* \[3, None, 2\]"):
-    text.load_text_tokenizer(tmp_path)
+  tokenizer = text.load_text_tokenizer(tmp_path)
+  words = tokenizer.vocabulary(24)
+  assert (words.begin, words.end, words.pad) == (2, 2, 2)  # without one, the end begins
+  assert tokenizer.decode([3, 2, *tokenizer.encode("nlddaa cr"), 2]) == "nlddaa cr"
+
+
+def test_a_model_without_an_end_mark_is_refused(tmp_path):
+  train_pieces(tmp_path / "tokenizer.model", eos_id=-1)
+  with pytest.raises(ValueError, match="with an end mark, got none"):
+    text.load_text_tokenizer(tmp_path).vocabulary(24)
 
 
 def test_settings_that_are_not_followed_are_named(pieces, tmp_path, caplog):

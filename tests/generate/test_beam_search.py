@@ -4,14 +4,16 @@ import generating
 import numpy as np
 import pytest
 
-from lavit_jax.core.vocabulary import END
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import beam, logits
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def settings(max_new: int, min_new: int = 0) -> logits.Settings:
-  return logits.Settings(end=END, allowed="text", max_new=max_new, min_new=min_new)
+  return logits.Settings(
+    end=Vocabulary.end, allowed="text", max_new=max_new, min_new=min_new
+  )
 
 
 CASES = {
@@ -26,7 +28,7 @@ def test_golden_search(name):
   row = (arrays["inputs_embeds"], arrays["attention_mask"])
   found = generating.from_vectors(*row, CASES[name])
   expected = arrays[f"{name}_ids"][:, 1:]
-  ids = generating.padded(found, END, expected.shape[1])
+  ids = generating.padded(found, Vocabulary.end, expected.shape[1])
   np.testing.assert_array_equal(ids, expected)
   scores = [replies[0].score for replies in found]
   np.testing.assert_allclose(scores, arrays[f"{name}_scores"], rtol=1e-5)
@@ -46,16 +48,16 @@ def search(prompt: list[int], how: beam.Beams) -> list[tuple[float, list[int]]]:
       row = plain - np.logaddexp.reduce(plain)
       row[~logits.text_ids(words)] = -np.inf
       if step <= how.settings.min_new:
-        row[END] = -np.inf
+        row[Vocabulary.end] = -np.inf
       found += [(total + row[i], ids, i) for i in np.flatnonzero(np.isfinite(row))]
     found = sorted(found, key=lambda entry: -entry[0])[: 2 * how.count]
     for total, ids, token in found[: how.count]:
-      if token == END:
+      if token == Vocabulary.end:
         bank.append((total / step**how.length_penalty, ids))
     bank = sorted(bank, key=lambda entry: -entry[0])[: how.count]
     length = step + how.length_offset
     reach = found[0][0] / length**how.length_penalty
-    open_ = [(total, [*ids, int(t)]) for total, ids, t in found if t != END][
+    open_ = [(total, [*ids, int(t)]) for total, ids, t in found if t != Vocabulary.end][
       : how.count
     ]
     if len(bank) == how.count and (how.early_stopping or bank[-1][0] >= reach):
@@ -95,7 +97,7 @@ def test_one_beam_is_greedy():
     (dict(count=0), r"count must be in \[1, 32\], got 0"),
     (dict(length_penalty=float("nan")), "length_penalty must be a finite number"),
     (
-      dict(settings=logits.Settings(END, "text", 4, temperature=1.0)),
+      dict(settings=logits.Settings(Vocabulary.end, "text", 4, temperature=1.0)),
       "temperature must be 0 in beam search, got 1.0",
     ),
   ],

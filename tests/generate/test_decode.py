@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from lavit_jax.core import sharding
-from lavit_jax.core.vocabulary import END, Vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import beam, decode, engine, logits, prompts, serving
 
 SUFFIXES = {"": 3.0, "_scale15": 1.5}  # of the golden arrays, and their guidance
 WARPERS = dict(temperature=0.7, top_k=9, top_p=0.8)
-TEXT = logits.Settings(end=END, allowed="text", max_new=6)
+TEXT = logits.Settings(end=Vocabulary.end, allowed="text", max_new=6)
 
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
@@ -54,11 +54,13 @@ def drawing(**changes) -> logits.Settings:
 def test_golden_greedy():
   *_, arrays = generating.golden()
   expected = arrays["greedy_ids"][:, 1:]
-  how = logits.Settings(end=END, allowed="text", max_new=expected.shape[1], min_new=2)
+  how = logits.Settings(
+    end=Vocabulary.end, allowed="text", max_new=expected.shape[1], min_new=2
+  )
   found = generating.from_vectors(
     arrays["inputs_embeds"], arrays["attention_mask"], how
   )
-  ids = generating.padded(found, END, expected.shape[1])
+  ids = generating.padded(found, Vocabulary.end, expected.shape[1])
   np.testing.assert_array_equal(ids, expected)
 
 
@@ -141,7 +143,9 @@ def mixture() -> tuple[list, list]:
     TEXT,
     drawing(guidance=5.0, **warm, top_p=0.7),
     beam.Beams(TEXT, 2),
-    logits.Settings(end=END, allowed="text", max_new=6, repetition_penalty=1.5),
+    logits.Settings(
+      end=Vocabulary.end, allowed="text", max_new=6, repetition_penalty=1.5
+    ),
     drawing(temperature=0.5, min_new=3),
   ]
   return asked, how
@@ -162,7 +166,7 @@ def test_only_allowed_ids_come_out():
   words = generating.golden()[2]
   warm = dict(max_new=8, temperature=2.0)
   for own in (
-    logits.Settings(end=END, allowed="text", **warm),
+    logits.Settings(end=Vocabulary.end, allowed="text", **warm),
     drawing(**warm),
   ):
     allowed = logits.ALLOWED[own.allowed](words)
@@ -171,14 +175,14 @@ def test_only_allowed_ids_come_out():
 
 
 def test_keys_decide_what_is_sampled():
-  own = logits.Settings(end=END, allowed="text", max_new=6, temperature=1.0)
+  own = logits.Settings(end=Vocabulary.end, allowed="text", max_new=6, temperature=1.0)
   ids = lambda seed: generating.from_ids([[5, 9]], own, [seed])[0][0].ids.tolist()
   assert ids(1) == ids(1)
   assert ids(1) != ids(2)
 
 
 def test_a_repetition_penalty_forbids_what_was_chosen():
-  own = dict(end=END, allowed="text", max_new=6, min_new=5)
+  own = dict(end=Vocabulary.end, allowed="text", max_new=6, min_new=5)
   strong = logits.Settings(**own, repetition_penalty=1e6)
   for how in (strong, beam.Beams(strong, 2)):
     ids = generating.from_ids([[5, 9]], how)[0][0].ids.tolist()
@@ -219,10 +223,12 @@ def test_other_lengths_and_settings_of_a_bucket_compile_nothing():
   warm = dict(temperature=0.3, top_k=7)
   other = [
     drawing(max_new=7, guidance=1.5, **warm),
-    logits.Settings(end=END, allowed="text", max_new=5, min_new=2),
+    logits.Settings(end=Vocabulary.end, allowed="text", max_new=5, min_new=2),
     drawing(guidance=3.0, **warm),
     beam.Beams(TEXT, 2, length_penalty=0.5, early_stopping=True),
-    logits.Settings(end=END, allowed="text", max_new=4, repetition_penalty=2.0),
+    logits.Settings(
+      end=Vocabulary.end, allowed="text", max_new=4, repetition_penalty=2.0
+    ),
     drawing(max_new=8, temperature=0.9),
   ]
   longer = [[*ids, *range(3, 23)] for ids in asked]
@@ -314,7 +320,7 @@ def test_golden_layout_of_questions():
     rows[mask > 0]
     for rows, mask in zip(arrays["prompt_embeds"], arrays["prompt_attns"])
   ]
-  table = {END: arrays["emb_eos"], words.image_start: arrays["emb_img"]}
+  table = {Vocabulary.end: arrays["emb_eos"], words.image_start: arrays["emb_img"]}
   table[words.image_end] = arrays["emb_img_end"]
   slots = np.zeros((len(lens), max(lens) + 1, dim), np.float32)
   ends, asked = np.cumsum(lens), []

@@ -16,7 +16,7 @@ from test_api import folders, pictures  # noqa: F401  (fixtures)
 from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
 from lavit_jax import evaluate_model, infer
-from lavit_jax.core.vocabulary import END, Vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import text
 from lavit_jax.evaluate import model_tasks
 from lavit_jax.generate import decoding, pixels
@@ -51,15 +51,15 @@ def model(folder):
 
 
 def test_the_references_numbers_are_those_of_its_code():
-  caption = decoding.text("caption", decoding.REFERENCE["caption"])
+  caption = decoding.text("caption", decoding.REFERENCE["caption"], WORDS)
   settings = caption.settings
   assert (caption.count, caption.length_penalty, caption.early_stopping) == (
     2,
     1,
     False,
   )
-  assert (settings.end, settings.max_new, settings.min_new) == (END, 36, 8)
-  answer = decoding.text("answer", decoding.REFERENCE["answer"])
+  assert (settings.end, settings.max_new, settings.min_new) == (WORDS.end, 36, 8)
+  answer = decoding.text("answer", decoding.REFERENCE["answer"], WORDS)
   assert (answer.count, answer.length_penalty, answer.early_stopping) == (5, 0.0, True)
   assert (answer.settings.max_new, answer.settings.min_new) == (10, 2)
   draw = decoding.drawing(decoding.REFERENCE["draw"], WORDS, 256, "reference")
@@ -83,7 +83,7 @@ def test_lengths_fit_each_other():
   assert (found["min_new"], found["max_new"]) == (15, 16)
   with pytest.raises(ValueError, match=r"min_new must be in \[0, 5\), got 5"):
     both = decoding.changed("caption", own, {"max_new": 5, "min_new": 5})
-    decoding.text("caption", both)
+    decoding.text("caption", both, WORDS)
 
 
 def test_mistakes_are_named():
@@ -147,9 +147,11 @@ def test_captions_and_answers_are_decoded_by_the_directory(model):
   images = pictures(2)
   how = model.how("caption")
   assert (how.max_new, how.min_new) == (12, 3)
-  explicit = decoding.text("caption", decoding.REFERENCE["caption"] | OWN["caption"])
+  explicit = decoding.text(
+    "caption", decoding.REFERENCE["caption"] | OWN["caption"], WORDS
+  )
   assert model.caption(images) == model.caption(images, how=explicit)
-  reference = decoding.text("caption", decoding.REFERENCE["caption"])
+  reference = decoding.text("caption", decoding.REFERENCE["caption"], WORDS)
   assert model.caption(images) != model.caption(images, how=reference)
   assert list(model.stream(images[0]))[-1] == model.caption(images[0])[0]
   assert model.answer(images, ["a?", "b?"]) == model.answer(

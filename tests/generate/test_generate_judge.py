@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lavit_jax.core import sharding
-from lavit_jax.core.vocabulary import END, Vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import beam, engine, logits, serving
 from lavit_jax.models import llama
 from lavit_jax.weights import llama as table
@@ -44,11 +44,11 @@ def peer():
     num_key_value_heads=SIZES["num_kv_heads"],
     initializer_range=0.2,
     bos_token_id=1,
-    eos_token_id=END,
-    pad_token_id=END,
+    eos_token_id=Vocabulary.end,
+    pad_token_id=Vocabulary.end,
   )
   model = transformers.LlamaForCausalLM(config).eval()
-  model.lm_head.weight[END] *= 2  # so that sequences do end
+  model.lm_head.weight[Vocabulary.end] *= 2  # so that sequences do end
   return model
 
 
@@ -76,7 +76,7 @@ def prompts() -> list[list[int]]:
 def padded(width: int):
   import torch
 
-  ids = torch.full((PROMPTS, width), END)
+  ids = torch.full((PROMPTS, width), Vocabulary.end)
   mask = torch.zeros_like(ids)
   for row, prompt in enumerate(prompts()):
     ids[row, width - len(prompt) :] = torch.tensor(prompt)
@@ -95,7 +95,7 @@ def asked_of_peer(max_new: int, min_new: int, **own) -> list[list[int]]:
     **own,
   )
   rows = np.asarray(found)[:, 60:].tolist()
-  cut = lambda row: row[: row.index(END)] if END in row else row
+  cut = lambda row: row[: row.index(Vocabulary.end)] if Vocabulary.end in row else row
   return [cut(row) for row in rows]
 
 
@@ -109,7 +109,9 @@ def asked_of_us(how) -> list[list[engine.Reply]]:
 
 
 def settings(max_new: int, min_new: int) -> logits.Settings:
-  return logits.Settings(end=END, allowed="text", max_new=max_new, min_new=min_new)
+  return logits.Settings(
+    end=Vocabulary.end, allowed="text", max_new=max_new, min_new=min_new
+  )
 
 
 def test_logits():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lavit_jax import infer
-from lavit_jax.core.vocabulary import END, Vocabulary
+from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import items, text
 from lavit_jax.generate import decoding, tasks
 from lavit_jax.inference import api, tokenizing
@@ -111,7 +111,9 @@ def model(folders):
 
 def greedy(max_new: int) -> api.Settings:
   numbers = dict(beams=1, max_new=max_new, min_new=0)
-  return decoding.text("caption", decoding.REFERENCE["caption"] | numbers)
+  return decoding.text(
+    "caption", decoding.REFERENCE["caption"] | numbers, Vocabulary(40, 24)
+  )
 
 
 def pictures(count: int) -> np.ndarray:
@@ -170,10 +172,10 @@ def test_captions_equal_the_training_forward_pass(model, folders):
   keep = model.tokenize(image)[0]["keep"]
   words = language.vocabulary
   request = api.layouts.understanding(keep, [5, 6], words)
-  settings = api.Settings(end=END, allowed="text", max_new=4)
+  settings = api.Settings(end=Vocabulary.end, allowed="text", max_new=4)
   shown = (image, keep[None])
   path = model._continue([request], settings, [None], shown)[0]
-  path = path if len(path) == 4 else np.append(path, END)
+  path = path if len(path) == 4 else np.append(path, Vocabulary.end)
   tokens = np.concatenate([request.tokens, path])[None]
   index = np.append(request.patches, np.full(len(path), -1))[None]
   features = tokenizing.frozen_parts.patch_features(

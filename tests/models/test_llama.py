@@ -113,3 +113,11 @@ def test_gradient_reaches_every_leaf():
     return jnp.square(jax.nn.softmax(logits)).sum()
 
   golden_data.assert_all_reached(golden_data.compiled(jax.grad(loss))(params))
+
+
+def test_holes_have_no_logit():
+  model, params = small(holes=((3, 5), (19, 20)))
+  hidden = jnp.ones((1, 1, SMALL["embed_dim"]))
+  found = model.apply({"params": params}, hidden, method="logits")[0, 0]
+  empty = [3, 4, 19, 20, 21, 22, 23]
+  assert np.flatnonzero(np.isneginf(found)).tolist() == empty

@@ -14,7 +14,15 @@ import web_data
 
 from lavit_jax import prepare, tokenize
 from lavit_jax.core import sharding
-from lavit_jax.data import images, items, preparation, records, text, token_figures
+from lavit_jax.data import (
+  images,
+  items,
+  preparation,
+  records,
+  shares,
+  text,
+  token_figures,
+)
 from lavit_jax.data.sources import fields
 from lavit_jax.inference import frozen_parts, sidecars, tokenizing
 from lavit_jax.models import codebook, selector, whitening
@@ -87,7 +95,7 @@ def test_the_batch_changes_no_code(data, visual_tokenizer_directory, tmp_path):
     manifest = sidecars.run(str(visual_tokenizer_directory), str(folder), size)
     sidecar = records.Sidecar(folder / "codes")
     assert manifest["count"] == len(sidecar) == 10
-    found.append([sidecar.read(i) for i in range(10)])
+    found.append(sidecar_bytes(folder))
   assert found[0] == found[1]
 
 
@@ -160,6 +168,26 @@ def test_two_processes_and_a_killed_one_write_the_same(
   tokenize_process.run(visual_tokenizer_directory, folder, processes=2)
   assert sidecar_bytes(folder) == sidecar_bytes(tokenized_tars / "out")
   assert not list(folder.glob("codes/*.tmp"))
+
+
+def test_parts_of_machines_that_do_not_wait_and_codes_in_a_folder_of_their_own(
+  tokenized_tars, visual_tokenizer_directory, tmp_path
+):
+  model, data = str(visual_tokenizer_directory), str(tokenized_tars / "bare")
+  target = str(tmp_path / "codes_of_bare")
+  told = [
+    sidecars.run(model, data, 8, target=target, part=shares.Share(index, 3))
+    for index in (2, 0, 1)
+  ]
+  assert [("count" in one) for one in told] == [False, False, True]
+  assert sidecar_bytes(tmp_path / "codes_of_bare") == sidecar_bytes(
+    tokenized_tars / "out"
+  )
+  assert not (tokenized_tars / "bare" / "codes").exists()
+  # The folder with the codes stands for the records.
+  assert len(records.Records(target)) == len(records.Sidecar(f"{target}/codes")) == 15
+  with pytest.raises(ValueError, match="got prepared records in .*--target"):
+    sidecars.run(model, data, 8, target=data)
 
 
 def test_report_counts_tokens_codes_and_records(tokenized_tars):
