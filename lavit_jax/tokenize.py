@@ -24,7 +24,7 @@ DTYPE = flags.DEFINE_string("dtype", "", "Compute dtype; that of inference if em
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Pictures per device batch.")
 MESH = flags.DEFINE_list("mesh", ["data=-1"], "Mesh of this host, such as tensor=2.")
 THREADS = flags.DEFINE_integer("threads", 0, "Decoding threads; 0 is one per core.")
-TARGET = flags.DEFINE_string(
+TARGET = command_line.define_path(
   "target",
   "",
   "Folder for the codes, which then stands for DATA; DATA if empty.",

@@ -38,7 +38,7 @@ def test_questions_of_one_id_do_not_become_one(tmp_path):
 
 def test_too_few_answers_for_a_protocol_are_refused(tmp_path):
   for answer in ("red", ["red"] * 3):
-    with pytest.raises(ValueError, match="at least 4, to each .* gqa"):
+    with pytest.raises(ValueError, match="at least 4, to each .*--protocol=gqa"):
       read(tmp_path, [question(answer)], "vqa", "vqa")
   with pytest.raises(ValueError, match="expected one answer to each"):
     read(tmp_path, [question(["red"] * 10)], "vqa", "gqa")
