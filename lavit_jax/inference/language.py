@@ -18,8 +18,8 @@ from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import text
 from lavit_jax.generate import serving
 from lavit_jax.inference import frozen_parts, tokenizing
+from lavit_jax.layers import linear
 from lavit_jax.models import lavit, vit
-from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
 
 # Fields of the part that the model takes from the vocabulary, or not at all.
@@ -71,7 +71,7 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
   }
   model = lavit.build(own, visual, vocabulary, dtype)
   init = lavit.init_function(model, visual["num_patches"])
-  abstract, axes = train_state.abstract_params(init)
+  abstract, axes = linear.abstract_params(init)
   spread = sharding.parameter_shardings(abstract, axes, mesh)
   part = lambda tree: {name: tree[name] for name in ("merger", "vit_proj")}
   params = model_directory.load(folder, "understanding", part(abstract), part(spread))

@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
 from lavit_jax.inference import pixel_parts
+from lavit_jax.layers import linear
 from lavit_jax.models import visual_tokenizer
 from lavit_jax.stages import pixel_decoder
-from lavit_jax.training import base, optimizer, train_state
+from lavit_jax.training import base, optimizer
 
 TIME_IDS = 6  # sizes and crop that the SDXL type is told
 
@@ -56,14 +57,12 @@ def _frozen(modules, coder, mesh: Mesh) -> dict[str, Any]:
   """Codebook, feature decoder and autoencoder, in float32 as they are loaded."""
 
   def part(init):
-    abstract, axes = train_state.abstract_params(init)
+    abstract, axes = linear.abstract_params(init)
     spread = sharding.parameter_shardings(abstract, axes, mesh)
     leaf = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(leaf, abstract, spread)
 
-  features = jnp.zeros((1, coder.num_patches, coder.embed_dim))
-  keep = jnp.ones(features.shape[:2], bool)
-  own = part(lambda key: coder.init(key, features, keep))
+  own = part(visual_tokenizer.init_function(coder))
   whole, rows = sharding.replicated(mesh), (coder.num_codes, coder.code_dim)
   return {
     "codebook": {"embedding": jax.ShapeDtypeStruct(rows, jnp.float32, sharding=whole)},

@@ -23,6 +23,7 @@ from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import joined
 from lavit_jax.generate import decoding
 from lavit_jax.inference import frozen_parts, tokenizing
+from lavit_jax.layers import linear
 from lavit_jax.models import lavit, vit
 from lavit_jax.stages import adapters, pretrain, warm_start
 from lavit_jax.training import base, feed, optimizer, train_state
@@ -66,7 +67,7 @@ def assemble(
   pretrain.check_mesh(config, mesh, tower, sizes)
   model = pretrain.make_model(config, words, sizes)
   everything = lavit.init_function(model, sizes["num_patches"])
-  abstract, axes = train_state.abstract_params(everything)
+  abstract, axes = linear.abstract_params(everything)
   spread = adapters.flat(sharding.parameter_shardings(abstract, axes, mesh))
   abstract, lora = adapters.flat(abstract), config.lora
   choice = adapters.choose(

@@ -160,12 +160,7 @@ def make_step(modules: Modules, coder, tx: Any, config: ml_collections.ConfigDic
       errors, dropped = per_picture(params, frozen, mb, key)
       return errors.mean() * share, dropped.mean() * share
 
-    def one(grads, mb):
-      (value, dropped), new = jax.value_and_grad(loss, has_aux=True)(state.params, mb)
-      return jax.tree.map(jnp.add, grads, new), (value, dropped)
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, (values, dropped) = base.over_micro_batches(one, zeros, micro)
+    grads, (values, dropped) = base.accumulated_gradients(loss, state.params, micro)
     state, norms = base.apply_gradients(state, grads, tx)
     return state, {"loss": values.sum(), "dropped": dropped.sum()} | norms
 

@@ -126,18 +126,9 @@ def make_step(
       loss = (found.losses * weights_of(mb)).sum() / weight
       return loss, found.correct.sum() / count
 
-    def one(carry, mb):
-      grads, loss, accuracy = carry
-      (new_loss, new_accuracy), new = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, mb
-      )
-      grads = jax.tree.map(jnp.add, grads, new)
-      return (grads, loss + new_loss, accuracy + new_accuracy), None
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    carry = (zeros, jnp.zeros(()), jnp.zeros(()))
     micro = base.micro_batches(batch, accumulate)
-    (grads, loss, accuracy), _ = base.over_micro_batches(one, carry, micro)
+    summed = base.accumulated_gradients(loss_fn, state.params, micro)
+    grads, (loss, accuracy) = summed[0], (x.sum() for x in summed[1])
     state, norms = base.apply_gradients(state, grads, tx)
     filled = (batch["segment_ids"] > 0).mean(dtype=jnp.float32)
     metrics = {"loss": loss, "accuracy": accuracy, "fill": filled}

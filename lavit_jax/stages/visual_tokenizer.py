@@ -14,7 +14,6 @@ import contextlib
 import functools
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from einops import rearrange
@@ -52,9 +51,7 @@ def assemble(
         f" config.model.{name} {config.model[name]}; set it to {expected}"
       )
 
-  def init(key):
-    features = jnp.zeros((1, model.num_patches, model.embed_dim))
-    return model.init(key, features, jnp.ones(features.shape[:2], bool))
+  init = tokenizer_model.init_function(model)
 
   def random_codebook(key):
     rows = jax.random.normal(key, (model.num_codes, model.code_dim))

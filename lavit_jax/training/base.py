@@ -11,6 +11,7 @@ from einops import rearrange
 from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
+from lavit_jax.layers import linear
 from lavit_jax.training import feed, train_state
 from lavit_jax.training.train_state import TrainState
 
@@ -87,7 +88,7 @@ def born_sharded(
   Returns:
     Abstract state, its shardings, and seed -> state.
   """
-  _, axes = train_state.abstract_params(init)
+  _, axes = linear.abstract_params(init)
 
   def fresh(key):
     params = train_state.unboxed_init(init)(key)
@@ -118,6 +119,29 @@ def over_micro_batches(
     return jax.lax.scan(function, carry, micro)
   carry, out = function(carry, jax.tree.map(lambda x: x[0], micro))
   return carry, jax.tree.map(lambda x: x[None], out)
+
+
+def accumulated_gradients(
+  loss: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, micro: Any
+) -> tuple[Any, tuple[jax.Array, Any]]:
+  """Gradients of a batch, one micro-batch at a time.
+
+  Args:
+    loss: (params, micro-batch) -> its share of the batch's loss float32[], and whatever
+      else is wanted of it.
+    params: what trains.
+    micro: of `micro_batches`.
+
+  Returns:
+    The summed gradients; losses float32[a] and the rest, stacked over micro-batches.
+  """
+
+  def one(grads, mb):
+    out, new = jax.value_and_grad(loss, has_aux=True)(params, mb)
+    return jax.tree.map(jnp.add, grads, new), out
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  return over_micro_batches(one, zeros, micro)
 
 
 def apply_gradients(

@@ -17,6 +17,7 @@ from lavit_jax.data import coded
 from lavit_jax.diffusion import schedule
 from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts
+from lavit_jax.layers import linear
 from lavit_jax.stages import pixel_decoder
 from lavit_jax.training import base, optimizer, train_state
 
@@ -184,7 +185,7 @@ def test_the_full_size_step_has_shapes(variant):
   config = config_file.get_config(variant)
   config.update(dict(accumulate=2, batch_size=4))
   modules = pixel_decoder.Modules(config)
-  abstract, _ = train_state.abstract_params(modules.init(256, 1408))
+  abstract, _ = linear.abstract_params(modules.init(256, 1408))
   expected = {"sd15": 859_520_964, "sdxl": 2_567_463_684}[variant]
   assert train_state.count(abstract["unet"]) == expected
   from lavit_jax.models.visual_tokenizer import VARIANTS, VisualTokenizer
@@ -195,7 +196,7 @@ def test_the_full_size_step_has_shapes(variant):
     lambda key: coder.init(key, jnp.zeros((1, 256, 1408)), jnp.ones((1, 256), bool)),
     jax.random.key(0),
   )["params"]["feature_decoder"]
-  image_vae, _ = train_state.abstract_params(
+  image_vae, _ = linear.abstract_params(
     pixel_parts.init_autoencoder(modules.autoencoder)
   )
   fixed = {
