@@ -26,6 +26,8 @@ RULES: dict[str, tuple[str, ...]] = {
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "vocab": ("tensor",),
+  # The embedding table of a model that is served: only looked up, it may be split on.
+  "served_embed": ("fsdp", "tensor"),
   "act_batch": ("data", "fsdp"),
   "act_data_batch": ("data",),
   "act_images": ("data", "fsdp", "sequence"),

@@ -99,7 +99,7 @@ LAYER_AXES = {
   "down": ("mlp", "embed"),
 }
 END_AXES = {
-  "embedding": {"embedding": (None, "embed")},
+  "embedding": {"embedding": (None, "served_embed")},
   "norm": {"scale": (None,)},
   "head": {"kernel": ("embed", "vocab")},
 }
@@ -111,13 +111,17 @@ def lay_out(model: llama.Llama, params: Any) -> Weights:
   ends = {name: cast(params[name]) for name in ("embedding", "head")}
   ends["norm"] = params["norm"]
   layer = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
-  layers = tuple(_layer(model, layer(i), cast) for i in range(model.num_layers))
-  return Weights(ends, layers)
+  fused = lambda i: lay_out_block(model.fields, model.dtype, layer(i))
+  return Weights(ends, tuple(fused(i) for i in range(model.num_layers)))
 
 
-def _layer(model: llama.Llama, params: Any, cast) -> Layer:
+def lay_out_block(fields: block.Fields, dtype: str, params: Any) -> Layer:
+  """Arranges the parameters of one block."""
+  cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
   attention, mlp = params["attention"], cast(params["mlp"])
-  by_key_head = lambda x: rearrange(x, "... (k g) h -> ... k g h", k=model.num_kv_heads)
+  by_key_head = lambda x: rearrange(
+    x, "... (k g) h -> ... k g h", k=fields.num_kv_heads
+  )
 
   def fused(kind):
     parts = [by_key_head(attention[name][kind]) for name in QKV]
@@ -125,9 +129,9 @@ def _layer(model: llama.Llama, params: Any, cast) -> Layer:
 
   gate_up = [mlp[name]["kernel"][:, None] for name in ("gate", "up")]
   return Layer(
-    norms={name: (params | attention)[name] for name in model.fields.norms()},
+    norms={name: (params | attention)[name] for name in fields.norms()},
     qkv=cast(fused("kernel")),
-    qkv_bias=fused("bias") if model.qkv_bias else None,
+    qkv_bias=fused("bias") if fields.qkv_bias else None,
     out=cast(attention["out"]["kernel"]),
     gate_up=jnp.concatenate(gate_up, axis=1),
     down=mlp["down"]["kernel"],
@@ -136,11 +140,15 @@ def _layer(model: llama.Llama, params: Any, cast) -> Layer:
 
 def weight_shardings(model: llama.Llama, abstract: Weights, mesh: Mesh) -> Weights:
   """The sharding of each of the weights, by the table of logical names."""
-  layer = abstract.layers[0]
+  axes = Weights(END_AXES, (_layer_axes(abstract.layers[0]),) * model.num_layers)
+  return sharding.parameter_shardings(abstract, axes, mesh)
+
+
+def _layer_axes(layer: Layer) -> Layer:
+  """Logical names of one layer's axes; norms stay whole."""
   whole = jax.tree.map(lambda leaf: (None,) * leaf.ndim, layer)
   axes = {k: v for k, v in LAYER_AXES.items() if getattr(layer, k) is not None}
-  axes = Weights(END_AXES, (whole.replace(**axes),) * model.num_layers)
-  return sharding.parameter_shardings(abstract, axes, mesh)
+  return whole.replace(**axes)
 
 
 @functools.cache
@@ -154,6 +162,19 @@ def _arranger(model: llama.Llama, mesh: Mesh):
     return jax.lax.with_sharding_constraint(arrange(params), shardings)
 
   return jax.jit(run)
+
+
+@functools.cache
+def block_arranger(fields: block.Fields, dtype: str, mesh: Mesh):
+  """The program that lays out one block, whose parameters it takes for itself."""
+  arrange = functools.partial(lay_out_block, fields, dtype)
+
+  def run(params):
+    layer = arrange(params)
+    shardings = sharding.parameter_shardings(layer, _layer_axes(layer), mesh)
+    return jax.lax.with_sharding_constraint(layer, shardings)
+
+  return jax.jit(run, donate_argnums=0)
 
 
 def prepare(

@@ -19,9 +19,10 @@ from lavit_jax.data import text
 from lavit_jax.generate import serving
 from lavit_jax.inference import frozen_parts, tokenizing
 from lavit_jax.layers import linear
-from lavit_jax.models import lavit, vit
+from lavit_jax.models import lavit, llama, vit
 from lavit_jax.weights import model_directory
 
+STORED = ("kernel", "embedding")  # parameters that are read in the compute dtype
 # Fields of the part that the model takes from the vocabulary, or not at all.
 VOCABULARY_FIELDS = ("vocab_size", "padded_size", "text_size", "published")
 
@@ -75,10 +76,42 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
   spread = sharding.parameter_shardings(abstract, axes, mesh)
   part = lambda tree: {name: tree[name] for name in ("merger", "vit_proj")}
   params = model_directory.load(folder, "understanding", part(abstract), part(spread))
-  words = model_directory.load(
-    folder, "llama", abstract["llama"], spread["llama"], dtype
+  weights = load_weights(folder, model.llama, abstract["llama"], axes["llama"], mesh)
+  side = serving.Serving(model.llama, vocabulary, weights)
+  return _with_embedding(model, params, side, tokenizer)
+
+
+def load_weights(
+  folder: str, model: llama.Llama, abstract: Any, axes: Any, mesh: Mesh
+) -> serving.Weights:
+  """Reads a language model as it is served: no more is held than it and one block.
+
+  Args:
+    folder: model directory with the part llama.
+    model: its sizes and compute dtype; kernels and tables are read in it.
+    abstract: its abstract parameters, blocks stacked.
+    axes: logical names of their axes.
+    mesh: where to spread them.
+  """
+  stored = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jax.ShapeDtypeStruct(
+      leaf.shape, model.dtype if path[-1].key in STORED else leaf.dtype
+    ),
+    abstract,
   )
-  return make(model, params | {"llama": words}, vocabulary, tokenizer, mesh)
+  blocks = stored.pop("blocks")
+  spread = sharding.parameter_shardings(stored, serving.END_AXES, mesh)
+  ends = model_directory.load(folder, "llama", stored, spread, below=tuple(stored))
+  one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), blocks)
+  is_names = lambda node: isinstance(node, tuple)
+  named = jax.tree.map(lambda names: names[1:], axes["blocks"], is_leaf=is_names)
+  spread = sharding.parameter_shardings(one, named, mesh)
+  lay_out, layers = serving.block_arranger(model.fields, model.dtype, mesh), []
+  with jax.set_mesh(mesh):
+    for block in model_directory.load_blocks(folder, "llama", blocks, spread):
+      # The next block is read when the arrays of this one are gone.
+      layers.append(jax.block_until_ready(lay_out(block)))
+  return serving.Weights(ends, tuple(layers))
 
 
 def make(
@@ -90,8 +123,13 @@ def make(
 ) -> Language:
   """The language side of the parameters of `models.lavit.LaVIT`."""
   side = serving.prepare(model.llama, params["llama"], vocabulary, mesh)
+  return _with_embedding(model, params, side, tokenizer)
+
+
+def _with_embedding(model, params, side: serving.Serving, tokenizer) -> Language:
+  """The language side whose prompts are made of the table that is served."""
   params = params | {"llama": {"embedding": side.weights.ends["embedding"]}}
-  return Language(model, params, side, vocabulary, tokenizer)
+  return Language(model, params, side, side.vocabulary, tokenizer)
 
 
 def vectors(
