@@ -166,7 +166,7 @@ def _arranger(model: llama.Llama, mesh: Mesh):
 
 @functools.cache
 def block_arranger(fields: block.Fields, dtype: str, mesh: Mesh):
-  """The program that lays out one block, whose parameters it takes for itself."""
+  """The program that lays out one block."""
   arrange = functools.partial(lay_out_block, fields, dtype)
 
   def run(params):
@@ -174,7 +174,7 @@ def block_arranger(fields: block.Fields, dtype: str, mesh: Mesh):
     shardings = sharding.parameter_shardings(layer, _layer_axes(layer), mesh)
     return jax.lax.with_sharding_constraint(layer, shardings)
 
-  return jax.jit(run, donate_argnums=0)
+  return jax.jit(run)
 
 
 def prepare(

@@ -109,8 +109,10 @@ def load_weights(
   lay_out, layers = serving.block_arranger(model.fields, model.dtype, mesh), []
   with jax.set_mesh(mesh):
     for block in model_directory.load_blocks(folder, "llama", blocks, spread):
-      # The next block is read when the arrays of this one are gone.
       layers.append(jax.block_until_ready(lay_out(block)))
+      # Before the next is read. Donated to the program its arrays would not be used:
+      # what it makes of them has other shapes.
+      del block
   return serving.Weights(ends, tuple(layers))
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
@@ -13,7 +12,7 @@ from lavit_jax.inference import pixel_parts
 from lavit_jax.layers import linear
 from lavit_jax.models import visual_tokenizer
 from lavit_jax.stages import pixel_decoder
-from lavit_jax.training import base, optimizer
+from lavit_jax.training import base
 
 TIME_IDS = 6  # sizes and crop that the SDXL type is told
 
@@ -33,14 +32,7 @@ def step(
   coder = visual_tokenizer.VisualTokenizer(
     **sizes, dtype=config.dtype, unroll=config.unroll
   )
-  init = modules.init(coder.num_patches, coder.embed_dim)
-  tx = optax.chain(
-    optimizer.make(config.optimizer, config.num_steps),
-    optimizer.averaged(config.ema_decay),
-  )
-  abstract, shardings, initial = base.born_sharded(init, tx, mesh)
-  run = base.jitted(pixel_decoder.make_step(modules, coder, tx, config), shardings)
-  made = base.Assembled(modules.unet, abstract, shardings, initial, lambda number: run)
+  made = pixel_decoder.assemble(config, mesh, modules, coder)
   height, width = config.ratios["1:1"]
   fields = {
     "image": (jnp.uint8, height, width, 3),

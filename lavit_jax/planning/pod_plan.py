@@ -22,8 +22,8 @@ from lavit_jax.planning import (
 from lavit_jax.planning.compiling import DoesNotFitError
 from lavit_jax.planning.topology import Topology
 
-# Train steps (phase a of stage 1 has its own), and programs of a finished model.
-KINDS = ["train", "train_a", *serving_programs.PROGRAMS]
+# Train steps (phase a of stage 1 has its own), evaluation, and what a model serves.
+KINDS = ["train", "train_a", "evaluate", *serving_programs.PROGRAMS]
 
 
 def make(
@@ -75,6 +75,8 @@ def _program(kind: str, config, pod: Topology, rows: int) -> programs.Program:
     )
   if kind == "train":
     return programs.STEPS[config.stage](config, mesh)
+  if kind == "evaluate":
+    return programs.evaluation(config, mesh)
   stages = {"train_a": ("visual_tokenizer", "7b")} | serving_programs.CONFIG
   stage, variant = stages[kind]
   if config.stage != stage:

@@ -172,6 +172,43 @@ def average_of(state: train_state.TrainState) -> Any:
   return state.opt_state[-1].params
 
 
+def assemble(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  modules: Modules,
+  coder: tokenizing.VisualTokenizer,
+) -> base.Assembled:
+  """Makes state, step and evaluation over a frozen visual tokenizer."""
+  init = modules.init(coder.num_patches, coder.embed_dim)
+  tx = optimizer_of(config)
+  abstract, shardings, initial = base.born_sharded(init, tx, mesh)
+  step = base.jitted(make_step(modules, coder, tx, config), shardings)
+  per_picture = make_loss(modules, coder, 0.0)
+
+  @base.evaluation
+  def figures(state, frozen, batch):
+    params, key = average_of(state), jax.random.key(0)
+    one = lambda mb: per_picture(params, frozen, mb, key)[0].mean()
+    return {"loss": base.in_micro_batches(one, batch, config.accumulate).mean()}
+
+  return base.Assembled(
+    modules.unet,
+    abstract,
+    shardings,
+    initial,
+    lambda number: step,
+    lambda number: figures,
+  )
+
+
+def optimizer_of(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  """The optimizer, and the moving average that follows it."""
+  return optax.chain(
+    optimizer.make(config.optimizer, config.num_steps),
+    optimizer.averaged(config.ema_decay),
+  )
+
+
 def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   """Assembles the stage on a stage-1 model directory and its sidecars."""
   modules = Modules(config)
@@ -179,13 +216,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   coder = tokenizing.load(config.init_from, mesh, config.dtype, config.unroll)
   frozen, names = _frozen(config, mesh, modules, coder)
   model = coder.model
-  init = modules.init(model.num_patches, model.embed_dim)
-  tx = optax.chain(
-    optimizer.make(config.optimizer, config.num_steps),
-    optimizer.averaged(config.ema_decay),
-  )
-  abstract, shardings, initial = base.born_sharded(init, tx, mesh)
-  step = base.jitted(make_step(modules, model, tx, config), shardings)
+  made = assemble(config, mesh, modules, model)
   checksum = tokenizing.checksum(config.init_from)
   source, held_out = (
     coded.CodedPictures(folder, ratios, checksum)
@@ -194,20 +225,18 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   feed.check_held_out(held_out, config)
 
   def warm(seed):
-    state = initial(seed)
-    return _warm(state, config, mesh, modules, tx) if config.warm_start else state
+    state = made.initial(seed)
+    return _warm(state, config, mesh, modules) if config.warm_start else state
 
   def batches(position):
     return feed.DeviceFeed(_rows(source, config, mesh, position), mesh)
 
-  per_picture = jax.jit(make_loss(modules, model, 0.0))
   decoder = _decoder(config, modules, frozen, ratios)
 
   def evaluate(state):
     params, found, pictures = average_of(state), [], {}
     for batch in _fixed_batches(held_out, config, mesh):
-      errors, _ = per_picture(params, frozen, batch, jax.random.key(0))
-      found.append({"loss": errors.mean()})
+      found.append(made.figures(0)(state, frozen, batch))
       if not pictures and jax.process_count() == 1:
         shown = _shown(decoder, params, model, frozen, batch)
         pictures["reconstructed"] = shown
@@ -218,12 +247,12 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   return base.Stage(
     mesh=mesh,
-    abstract=abstract,
-    shardings=shardings,
+    abstract=made.abstract,
+    shardings=made.shardings,
     initial=warm,
     frozen=frozen,
-    frozen_names=names | {"codes": checksum},
-    step=lambda number: step,
+    frozen_checksums=names | {"codes": checksum},
+    step=made.step,
     batches=batches,
     before_step=lambda state, number: state,
     evaluate=evaluate,
@@ -262,7 +291,7 @@ def _frozen(config, mesh, modules, coder) -> tuple[dict[str, Any], dict[str, str
   return frozen, names
 
 
-def _warm(state, config, mesh, modules: Modules, tx) -> train_state.TrainState:
+def _warm(state, config, mesh, modules: Modules) -> train_state.TrainState:
   """Starts from published weights: the U-Net's, and the head's where there is one."""
   folder, loaded = config.warm_start, {}
   make_unet = pixel_parts.init_unet(modules.unet, 1)
@@ -274,7 +303,7 @@ def _warm(state, config, mesh, modules: Modules, tx) -> train_state.TrainState:
     loaded["head"] = pixel_parts.load_part(folder, mesh, "condition", make_head)
   params = state.params | loaded
   with jax.set_mesh(mesh):
-    opt_state = jax.jit(tx.init)(params)
+    opt_state = jax.jit(optimizer_of(config).init)(params)
   return state.replace(params=params, opt_state=opt_state)
 
 

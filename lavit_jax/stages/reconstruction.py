@@ -21,7 +21,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
-from einops import rearrange
 
 from lavit_jax.core import losses, sequence
 from lavit_jax.inference import frozen_parts
@@ -195,10 +194,10 @@ def _move_codebook(book, assigned, key, config):
   """One EMA update from the kept positions of the whole global batch."""
   (counts, sums), (z, valid) = assigned
   counts, sums = counts.sum(0), sums.sum(0)
-  merge = lambda x: rearrange(x, "a b p ... -> (b a p) ...")  # batch order
+  z, valid = base.joined((z, valid))
   book = codebook.ema_update(book, counts, sums, config.ema_decay)
   book, dead = codebook.revive(
-    book, merge(z), jax.random.fold_in(key, 7), config.revive_below, merge(valid)
+    book, z, jax.random.fold_in(key, 7), config.revive_below, valid
   )
   share = counts / jnp.maximum(counts.sum(), 1.0)
   entropy = -(share * jnp.log(jnp.maximum(share, 1e-12))).sum()

@@ -111,11 +111,12 @@ def run(
         config, stage, saved, writer, look, request, clock, dog, window
       )
       state = loop.train(parts, state, position, skipped)
+      # What was trained is safe before the last evaluation, whatever becomes of that.
+      dog.enter("checkpoint", config.num_steps)
+      _finish(stage, state, folder / "model")
+      hosts.meet("model written")
       dog.enter("evaluation", config.num_steps)
       look(state, config.num_steps)
-    dog.enter("checkpoint", config.num_steps)
-    _finish(stage, state, folder / "model")
-    hosts.meet("model written")
   return clock.seconds | {"total": clock.total()}
 
 
@@ -182,10 +183,11 @@ def _start(config, stage, saved, folder) -> tuple[Any, int, int]:
       f"the checkpoint in {folder} was made with another configuration"
       f" ({'; '.join(differing)}); restore those values or choose a new --workdir"
     )
-  if meta["frozen"] != stage.frozen_names:
+  if meta["frozen"] != stage.frozen_checksums:
     raise ValueError(
       f"the checkpoint in {folder} was trained over frozen parts {meta['frozen']} but"
-      f" config.init_from now holds {stage.frozen_names}; give the same model directory"
+      f" config.init_from now holds {stage.frozen_checksums}; give the same model"
+      " directory"
     )
   if hosts.is_primary():
     print(f"resuming {folder} at step {newest}")

@@ -26,7 +26,7 @@ class Stage:
     shardings: its shardings.
     initial: makes the state of step 0 from a seed.
     frozen: parameters that are read and never trained.
-    frozen_names: checksum of each frozen part, for checkpoints and reports.
+    frozen_checksums: checksum of each frozen part, for checkpoints and reports.
     step: the pure train step (state, frozen, batch, key) -> (state, metrics) of a step
       number; phases of a stage have different ones.
     batches: the feed from a position in rows: yields (batch, next position).
@@ -42,7 +42,7 @@ class Stage:
   shardings: TrainState
   initial: Callable[[int], TrainState]
   frozen: Any
-  frozen_names: dict[str, str]
+  frozen_checksums: dict[str, str]
   step: Callable[[int], Callable]
   batches: Callable[[int], feed.DeviceFeed]
   before_step: Callable[[TrainState, int], TrainState]
@@ -62,6 +62,7 @@ class Assembled:
     shardings: its shardings.
     initial: seed -> state of step 0.
     step: the jitted train step of a step number.
+    figures: the jitted evaluation (state, frozen, batch) -> figures of a step number.
   """
 
   model: Any
@@ -69,6 +70,7 @@ class Assembled:
   shardings: TrainState
   initial: Callable[[int], TrainState]
   step: Callable[[int], Callable]
+  figures: Callable[[int], Callable]
 
 
 def born_sharded(
@@ -119,6 +121,20 @@ def over_micro_batches(
     return jax.lax.scan(function, carry, micro)
   carry, out = function(carry, jax.tree.map(lambda x: x[0], micro))
   return carry, jax.tree.map(lambda x: x[None], out)
+
+
+def joined(micro: Any) -> Any:
+  """Rows of micro-batches in the order of their batch: undoes `micro_batches`."""
+  return jax.tree.map(lambda x: rearrange(x, "a b ... -> (b a) ..."), micro)
+
+
+def in_micro_batches(function: Callable[[Any], Any], batch: Any, accumulate: int):
+  """Results of a function of rows, stacked over micro-batches.
+
+  Evaluation needs no more memory than the step then, which takes as few rows at a time.
+  """
+  micro = micro_batches(batch, accumulate)
+  return over_micro_batches(lambda _, mb: (None, function(mb)), None, micro)[1]
 
 
 def accumulated_gradients(
@@ -173,6 +189,15 @@ def apply_gradients(
 def jitted(step: Callable, shardings: TrainState) -> Callable:
   """Compiles a step with donated state and pinned output shardings."""
   return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
+
+
+def evaluation(function: Callable) -> Callable:
+  """Compiles an evaluation (state, frozen, batch) -> figures.
+
+  All of the state is an argument, used or not: it stays on the devices meanwhile, and a
+  plan of the program counts it.
+  """
+  return jax.jit(function, keep_unused=True)
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
