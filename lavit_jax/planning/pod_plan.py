@@ -49,6 +49,11 @@ def make(
   Returns:
     The figures, as `--json` writes them.
   """
+  with sharding.rules(config.rules):
+    return _make(config, pod, price, cache, kind, rows, draft)
+
+
+def _make(config, pod, price, cache, kind, rows, draft) -> dict[str, Any]:
   program = _program(kind, config, pod, rows)
   found = programs.trace(program)
   with jax.set_mesh(program.mesh):

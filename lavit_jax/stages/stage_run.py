@@ -56,8 +56,8 @@ FREE_FIELDS = (
   "remat",
   "unroll",
   "loss_chunks",
-  "mesh", "log_every", "eval_every", "checkpoint_every", "eval_batches", "data_threads",
-  "keep", "step_timeout", "skip_limit", "parameters_from", "wandb",
+  "mesh", "rules", "log_every", "eval_every", "checkpoint_every", "eval_batches",
+  "data_threads", "keep", "step_timeout", "skip_limit", "parameters_from", "wandb",
   "decoding", "sampling",  # of the finished model
 )  # fmt: skip
 
@@ -96,6 +96,7 @@ def run(
   compile_cache.use(str(folder / "compiled"))
   saved = checkpoint.Checkpoints(workdir, checkpoint.Keep(**config.keep))
   with (
+    sharding.rules(config.get("rules", {})),
     stop.StopRequest() as request,
     watchdog.Watchdog(config.step_timeout) as dog,
     contextlib.closing(saved),
