@@ -51,12 +51,11 @@ class Fields:
 
   def norms(self) -> dict[str, nn.Module]:
     """The block's norms by name, without parameters."""
-    rms = norm.RMSNorm(self.norm_eps, parent=None)
-    made = {"attention_norm": rms, "mlp_norm": rms}
+    kinds = dict.fromkeys(("attention_norm", "mlp_norm"), "rms")
     if self.qk_norm != "none":
-      of_heads = NORMS[self.qk_norm](self.norm_eps, parent=None)
-      made |= {"query_norm": of_heads, "key_norm": of_heads}
-    return made
+      kinds |= dict.fromkeys(("query_norm", "key_norm"), self.qk_norm)
+    # A module each: one under two names would be one set of parameters.
+    return {name: NORMS[k](self.norm_eps, parent=None) for name, k in kinds.items()}
 
 
 @dataclasses.dataclass(frozen=True)
