@@ -146,9 +146,9 @@ def weight_shardings(model: llama.Llama, abstract: Weights, mesh: Mesh) -> Weigh
 
 def _layer_axes(layer: Layer) -> Layer:
   """Logical names of one layer's axes; norms stay whole."""
-  whole = jax.tree.map(lambda leaf: (None,) * leaf.ndim, layer)
+  unsplit = jax.tree.map(lambda leaf: (None,) * leaf.ndim, layer)
   axes = {k: v for k, v in LAYER_AXES.items() if getattr(layer, k) is not None}
-  return whole.replace(**axes)
+  return unsplit.replace(**axes)
 
 
 @functools.cache

@@ -65,17 +65,19 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
       f"the text tokenizer in {folder} has {tokenizer.text_size} ids, its language"
       f" model expects {vocabulary.text_size}; restore the tokenizer of its training"
     )
-  own = {
+  fields = {
     name: tuple(n) if isinstance(n, list) else n  # JSON knows no tuples
     for name, n in sizes.items()
     if name not in VOCABULARY_FIELDS
   }
-  model = lavit.build(own, visual, vocabulary, dtype)
+  model = lavit.build(fields, visual, vocabulary, dtype)
   init = lavit.init_function(model, visual["num_patches"])
   abstract, axes = linear.abstract_params(init)
-  spread = sharding.parameter_shardings(abstract, axes, mesh)
+  shardings = sharding.parameter_shardings(abstract, axes, mesh)
   part = lambda tree: {name: tree[name] for name in ("merger", "vit_proj")}
-  params = model_directory.load(folder, "understanding", part(abstract), part(spread))
+  params = model_directory.load(
+    folder, "understanding", part(abstract), part(shardings)
+  )
   weights = load_weights(folder, model.llama, abstract["llama"], axes["llama"], mesh)
   side = serving.Serving(model.llama, vocabulary, weights)
   return _with_embedding(model, params, side, tokenizer)
@@ -100,15 +102,15 @@ def load_weights(
     abstract,
   )
   blocks = stored.pop("blocks")
-  spread = sharding.parameter_shardings(stored, serving.END_AXES, mesh)
-  ends = model_directory.load(folder, "llama", stored, spread, below=tuple(stored))
+  places = sharding.parameter_shardings(stored, serving.END_AXES, mesh)
+  ends = model_directory.load(folder, "llama", stored, places, below=tuple(stored))
   one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), blocks)
   is_names = lambda node: isinstance(node, tuple)
   named = jax.tree.map(lambda names: names[1:], axes["blocks"], is_leaf=is_names)
-  spread = sharding.parameter_shardings(one, named, mesh)
+  places = sharding.parameter_shardings(one, named, mesh)
   lay_out, layers = serving.block_arranger(model.fields, model.dtype, mesh), []
   with jax.set_mesh(mesh):
-    for block in model_directory.load_blocks(folder, "llama", blocks, spread):
+    for block in model_directory.load_blocks(folder, "llama", blocks, places):
       layers.append(jax.block_until_ready(lay_out(block)))
       # Before the next is read. Donated to the program its arrays would not be used:
       # what it makes of them has other shapes.
@@ -148,9 +150,9 @@ def vectors(
   """
   if shown is None or (batch.feature_index < 0).all():
     return text_inputs(language, batch.tokens)
-  own = [array[np.maximum(members, 0)] for array in shown]
+  of_rows = [array[np.maximum(members, 0)] for array in shown]
   parts = (language, coder.tower, coder.frozen)
-  return picture_inputs(*parts, *own, batch.tokens, batch.feature_index)
+  return picture_inputs(*parts, *of_rows, batch.tokens, batch.feature_index)
 
 
 def text_inputs(language: Language, tokens: jax.Array) -> jax.Array:

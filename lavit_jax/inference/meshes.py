@@ -31,7 +31,12 @@ def parse(axes: Sequence[str]) -> dict[str, int]:
       f"expected a mesh such as data=-1,tensor=2, got {','.join(axes)}; name each axis"
       " with a number"
     ) from error
-  return {"data": -1} | sizes if -1 not in sizes.values() else sizes
+  return _filled(sizes)
+
+
+def _filled(sizes: Mapping[str, int]) -> dict[str, int]:
+  """The same with what is left on data, unless another axis takes it."""
+  return {"data": -1} | dict(sizes) if -1 not in sizes.values() else dict(sizes)
 
 
 def heads_of(folder: str) -> dict[str, int]:
@@ -65,7 +70,7 @@ def make(folder: str, batch_size: int, sizes: Mapping[str, int] | None = None) -
   Args:
     folder: model directory.
     batch_size: requests per program call.
-    sizes: as asked for; None spreads over all devices. The devices of a CPU share one
+    sizes: as asked for, what is left goes to data; None spreads over all devices. The devices of a CPU share one
       processor and its memory, so that one of them is taken.
 
   Raises:
@@ -77,7 +82,8 @@ def make(folder: str, batch_size: int, sizes: Mapping[str, int] | None = None) -
       devices = devices[:1]
     sizes = sizes_for(heads_of(folder), batch_size, len(devices))
     devices = devices[: math.prod(sizes.values())]
-  return checked(sharding.make_mesh(sizes, devices), folder, batch_size)
+  mesh = sharding.make_mesh(_filled(sizes), devices)
+  return checked(mesh, folder, batch_size)
 
 
 def checked(mesh: Mesh, folder: str, batch_size: int) -> Mesh:

@@ -105,8 +105,8 @@ class Mlp(nn.Module):
 
   def widen(self, x):
     """Gate and up, dtype[B, T, F] each, of dtype[B, T, D]."""
-    spread = lambda x: constrain(x, "act_batch", "act_length", "act_mlp")
-    return spread(self.gate(x)), spread(self.up(x))
+    pin = lambda x: constrain(x, "act_batch", "act_length", "act_mlp")
+    return pin(self.gate(x)), pin(self.up(x))
 
   def narrow(self, hidden):
     """dtype[B, T, D] of dtype[B, T, F]."""
@@ -147,8 +147,8 @@ class Block(nn.Module):
 
 def attend_packed(query, key, value, segment_ids) -> jax.Array:
   """Causal attention inside segments; see `layers.attention.attend_packed`."""
-  spread = lambda x: constrain(x, "act_batch", "act_length", "act_heads", None)
-  query, key, value = spread(query), spread(key), spread(value)
+  pin = lambda x: constrain(x, "act_batch", "act_length", "act_heads", None)
+  query, key, value = pin(query), pin(key), pin(value)
   # Every device needs all keys of its rows: the length is gathered here, behind the
   # projections, else each device would project all places.
   key = constrain(key, "act_batch", None, "act_heads", None)

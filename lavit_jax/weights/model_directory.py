@@ -243,8 +243,8 @@ def load_blocks(
   one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract)
   for layer in range(jax.tree.leaves(abstract)[0].shape[0]):
     begin = f"{STACKED}.{layer}."
-    own = {k.removeprefix(begin): t for k, t in index.items() if k.startswith(begin)}
-    yield _arrays(own, one, shardings)
+    block = {k.removeprefix(begin): t for k, t in index.items() if k.startswith(begin)}
+    yield _arrays(block, one, shardings)
 
 
 def _checked(folder, name: str, abstract: Any, below: tuple[str, ...]) -> dict:
