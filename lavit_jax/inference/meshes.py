@@ -70,8 +70,8 @@ def make(folder: str, batch_size: int, sizes: Mapping[str, int] | None = None) -
   Args:
     folder: model directory.
     batch_size: requests per program call.
-    sizes: as asked for, what is left goes to data; None spreads over all devices. The devices of a CPU share one
-      processor and its memory, so that one of them is taken.
+    sizes: as asked for, what is left goes to data; None spreads over all devices, but
+      those of a CPU share one processor and its memory, so that one is taken.
 
   Raises:
     ValueError: the mesh does not divide the heads or the batch.
