@@ -194,10 +194,10 @@ def _move_codebook(book, assigned, key, config):
   """One EMA update from the kept positions of the whole global batch."""
   (counts, sums), (z, valid) = assigned
   counts, sums = counts.sum(0), sums.sum(0)
-  z, valid = base.joined((z, valid))
+  merge = lambda x: rearrange(x, "a b p ... -> (b a p) ...")  # batch order
   book = codebook.ema_update(book, counts, sums, config.ema_decay)
   book, dead = codebook.revive(
-    book, z, jax.random.fold_in(key, 7), config.revive_below, valid
+    book, merge(z), jax.random.fold_in(key, 7), config.revive_below, merge(valid)
   )
   share = counts / jnp.maximum(counts.sum(), 1.0)
   entropy = -(share * jnp.log(jnp.maximum(share, 1e-12))).sum()
