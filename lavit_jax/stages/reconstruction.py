@@ -21,6 +21,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import ml_collections
+from einops import rearrange
 
 from lavit_jax.core import losses, sequence
 from lavit_jax.inference import frozen_parts
