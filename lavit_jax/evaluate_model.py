@@ -21,6 +21,7 @@ from typing import Any
 from absl import app, flags
 
 from lavit_jax.evaluate import annotations, benchmark, model_tasks, vqa_protocol
+from lavit_jax.inference import meshes
 from lavit_jax.inference.api import LaVIT
 from lavit_jax.training import hosts
 
@@ -79,6 +80,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("top_k", None, "Codes to sample from.")
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")
   flags.DEFINE_integer("batch_size", 8, "Requests per program call.", lower_bound=1)
+  flags.DEFINE_list("mesh", [], "Mesh of this host, such as tensor=4; all devices.")
 
 
 def main(argv: list[str]) -> None:
@@ -93,7 +95,12 @@ def main(argv: list[str]) -> None:
   try:
     entries = annotations.read(given.annotations, name)
     hosts.start()
-    model = LaVIT.load(given.model, seed=given.seed, batch_size=given.batch_size)
+    model = LaVIT.load(
+      given.model,
+      mesh=meshes.parse(given.mesh) if given.mesh else None,
+      seed=given.seed,
+      batch_size=given.batch_size,
+    )
     task = make_task(name, model, given)
     made = benchmark.run(
       name, task, entries, given.annotations, given.model, given.target
