@@ -23,8 +23,8 @@ import numpy as np
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import beam, engine, logits, prompts, serving
+from lavit_jax.layers import linear
 from lavit_jax.models import llama
-from lavit_jax.training import train_state
 from lavit_jax.weights import llama as table
 from lavit_jax.weights import rules
 
@@ -104,7 +104,7 @@ def make_model(sizes: dict) -> tuple[llama.Llama, Callable]:
 def make_ours(sizes: dict, state: dict) -> serving.Serving:
   """The same weights, laid out."""
   model, init = make_model(sizes)
-  abstract, _ = train_state.abstract_params(init)
+  abstract, _ = linear.abstract_params(init)
   params = rules.import_weights(table.table(WORDS.size), state, abstract)
   return served(model, params)
 

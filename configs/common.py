@@ -2,6 +2,8 @@
 
 import ml_collections
 
+from lavit_jax.core import sharding
+
 
 def base(stage: str, **fields) -> ml_collections.ConfigDict:
   """A config with the fields that `train` itself reads, and those given."""
@@ -11,6 +13,9 @@ def base(stage: str, **fields) -> ml_collections.ConfigDict:
       seed=0,
       # -1 takes the devices that are left. Axes: data, fsdp, sequence, tensor.
       mesh=dict(data=1, fsdp=-1, sequence=1, tensor=1),
+      # Other rows for the table of core/sharding.py, by logical name: mesh axes joined
+      # by "+", "none" for a dimension that stays whole, "" for the table's own.
+      rules=dict.fromkeys(sharding.RULES, ""),
       # Run directory whose parameters the first step starts from, where they fit.
       parameters_from="",
       # Project of Weights & Biases that gets the metrics, too.

@@ -22,7 +22,7 @@ from absl import app, flags
 
 from lavit_jax.core import command_line
 from lavit_jax.evaluate import annotations, benchmark, model_tasks, vqa_protocol
-from lavit_jax.inference import pictures
+from lavit_jax.inference import meshes, pictures
 from lavit_jax.inference.api import LaVIT
 from lavit_jax.training import hosts
 from lavit_jax.weights import model_directory
@@ -99,6 +99,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")
   flags.DEFINE_bool("retry_failed", False, "Try pictures that failed once more.")
   flags.DEFINE_integer("batch_size", 8, "Requests per program call.", lower_bound=1)
+  flags.DEFINE_list("mesh", [], "Mesh of this host, such as tensor=4; all devices.")
 
 
 def main(argv: list[str]) -> None:
@@ -115,7 +116,12 @@ def main(argv: list[str]) -> None:
       given.annotations, name, given.protocol if name == "vqa" else ""
     )
     hosts.start()
-    model = LaVIT.load(given.model, seed=given.seed, batch_size=given.batch_size)
+    model = LaVIT.load(
+      given.model,
+      mesh=meshes.parse(given.mesh) if given.mesh else None,
+      seed=given.seed,
+      batch_size=given.batch_size,
+    )
     task = make_task(name, model, given)
     facts = benchmark.facts_of(model)
     where = (given.annotations, facts, given.target, given.retry_failed)

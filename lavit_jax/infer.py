@@ -35,7 +35,7 @@ from PIL import Image
 from lavit_jax.core import command_line
 from lavit_jax.generate import decoding, pixels
 from lavit_jax.generate.beam import MAX_BEAMS
-from lavit_jax.inference import jobs, pictures, ranking, sheet
+from lavit_jax.inference import jobs, meshes, pictures, ranking, sheet
 from lavit_jax.inference.api import LaVIT
 
 PIXELS_NOTE = "visual codes and features only: this model has no pixel decoder"
@@ -73,6 +73,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")
   flags.DEFINE_bool("retry_failed", False, "Try lines of --target that failed again.")
   flags.DEFINE_integer("batch_size", 8, "Requests per program call.", lower_bound=1)
+  flags.DEFINE_list("mesh", [], "Mesh of this host, such as tensor=4; all devices.")
 
 
 def caption(model: LaVIT, given: flags.FlagValues) -> None:
@@ -208,7 +209,7 @@ SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 WRITING = ("beams", "min_new", "max_new")
 DECODING_FLAGS = (*WRITING, *SAMPLING)
 PAINTING = ("ratio", "size", "solver", "steps", "pixel_guidance", "seed", "target")
-# The flags that have an effect, by verb; all verbs take --model and --batch_size.
+# The flags that have an effect, by verb; all take --model, --mesh, --batch_size.
 FLAGS = {
   "caption": ("images", "prompts", "stream", *WRITING),
   "answer": ("images", "questions", *WRITING),
@@ -327,7 +328,12 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"expected flags behind {argv[1]}, got {' '.join(argv[2:])}")
       given.images = [*given.images, *argv[2:]]
     check_flags(argv[1], given)
-    model = LaVIT.load(given.model, seed=given.seed, batch_size=given.batch_size)
+    model = LaVIT.load(
+      given.model,
+      mesh=meshes.parse(given.mesh) if given.mesh else None,
+      seed=given.seed,
+      batch_size=given.batch_size,
+    )
     VERBS[argv[1]](model, given)
 
 

@@ -11,7 +11,7 @@ by TensorCores), v5e-64 (chips), several slices with --slices=2.
 --draft compiles in a third of the time and says what fits, but predicts no time.
 --sweep=30 --html=sweep.html drafts the 30 most promising layouts and plans the best of
 them in full; --compare=a.json,b.json sets two plans side by side; --program plans what
-is no train step, or phase a of stage 1 (train_a).
+is no train step (evaluate, or what serves), or phase a of stage 1 (train_a).
 """
 
 import json

@@ -15,7 +15,7 @@ from absl import app, flags
 
 from lavit_jax.core import command_line
 from lavit_jax.data import shards, shares, token_figures
-from lavit_jax.inference import sidecars
+from lavit_jax.inference import meshes, sidecars
 from lavit_jax.training import hosts
 
 MODEL = command_line.define_path("model", None, "Model with a visual tokenizer.")
@@ -41,18 +41,6 @@ MAX_BAD = flags.DEFINE_float(
 )
 
 
-def parse_mesh(axes: list[str]) -> dict[str, int]:
-  """Reads mesh sizes such as ["data=-1", "tensor=2"]; what is left goes to data."""
-  try:
-    sizes = {name: int(size) for name, size in (axis.split("=") for axis in axes)}
-  except ValueError as error:
-    raise ValueError(
-      f"expected a mesh such as data=-1,tensor=2, got {','.join(axes)}; name each axis"
-      " with a number"
-    ) from error
-  return {"data": -1} | sizes if -1 not in sizes.values() else sizes
-
-
 def main(argv: list[str]) -> None:
   """Command line entry."""
   if len(argv) > 1:
@@ -65,7 +53,7 @@ def main(argv: list[str]) -> None:
       DATA.value,
       BATCH_SIZE.value,
       DTYPE.value,
-      mesh_sizes=parse_mesh(MESH.value),
+      mesh_sizes=meshes.parse(MESH.value),
       threads=THREADS.value,
       max_bad=MAX_BAD.value,
       target=TARGET.value,

@@ -16,7 +16,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lavit_jax.core import command_line
+from lavit_jax.core import command_line, sharding
 from lavit_jax.planning import programs, topology
 from lavit_jax.stages import (
   resuming,
@@ -55,7 +55,8 @@ def _report_without_devices(config: ml_collections.ConfigDict, count: int) -> No
   topology.without_chips()
   split = programs.widths_of(config)
   mesh = mesh_report.without_devices(dict(config.mesh), count, split)
-  arguments = programs.STEPS[config.stage](config, mesh).arguments
+  with sharding.rules(config.rules):
+    arguments = programs.STEPS[config.stage](config, mesh).arguments
   groups = mesh_report.groups_of(arguments["state"], arguments["frozen"])
   estimate = mesh_report.activation_bytes(config, mesh)
   print("\n".join(mesh_report.lines(mesh, groups, estimate)))

@@ -12,8 +12,12 @@ import ml_collections
 
 
 def import_all() -> int:
-  """Imports every module of the package; returns how many."""
+  """Imports every module of the package; returns how many.
+
+  A folder without `__init__.py` holds files that are exported, not modules.
+  """
   paths = sorted(pathlib.Path("lavit_jax").rglob("*.py"))
+  paths = [path for path in paths if path.with_name("__init__.py").exists()]
   for path in paths:
     name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
     importlib.import_module(name)

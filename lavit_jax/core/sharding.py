@@ -2,11 +2,13 @@
 
 Parameters name their logical axes where they are made (`layers.linear.param`);
 activations name theirs at block borders (`constrain`). `RULES` is the only place
-where a name meets a mesh axis, so that changing the parallelism changes no model.
+where a name meets a mesh axis, so that changing the parallelism changes no model; an
+experiment may change rows of it (`rules`).
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +28,8 @@ RULES: dict[str, tuple[str, ...]] = {
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
   "vocab": ("tensor",),
+  # The embedding table of a model that is served: only looked up, it may be split on.
+  "served_embed": ("fsdp", "tensor"),
   "act_batch": ("data", "fsdp"),
   "act_data_batch": ("data",),
   "act_images": ("data", "fsdp", "sequence"),
@@ -34,6 +38,36 @@ RULES: dict[str, tuple[str, ...]] = {
   "act_mlp": ("tensor",),
   "act_vocab": ("tensor",),
 }
+
+
+@contextlib.contextmanager
+def rules(rows: Mapping[str, str]) -> Iterator[None]:
+  """Rows of the table that hold inside, for programs that are traced there.
+
+  Args:
+    rows: mesh axes joined by "+" by logical name, as in "data+fsdp"; "none" keeps the
+      dimension whole, "" leaves the row as it is.
+
+  Raises:
+    ValueError: a name or an axis that does not exist.
+  """
+  changed = {name: _row(name, row) for name, row in rows.items() if row}
+  before = {name: RULES[name] for name in changed}
+  RULES.update(changed)
+  try:
+    yield
+  finally:
+    RULES.update(before)
+
+
+def _row(name: str, row: str) -> tuple[str, ...]:
+  axes = () if row == "none" else tuple(row.split("+"))
+  if name not in RULES or not set(axes) <= set(MESH_AXES):
+    raise ValueError(
+      f"expected config.rules to give one of {sorted(RULES)} some of {list(MESH_AXES)},"
+      f" joined by +, or none; got {name} = {row!r}"
+    )
+  return axes
 
 
 def resolve_mesh_shape(

@@ -23,9 +23,11 @@ from lavit_jax.core import sharding
 from lavit_jax.core.contraction import contract
 from lavit_jax.core.sharding import constrain
 from lavit_jax.core.vocabulary import Vocabulary
-from lavit_jax.layers import norm, position
+from lavit_jax.layers import linear
 from lavit_jax.layers.attention import MASKED
-from lavit_jax.models import llama
+from lavit_jax.models import block, llama
+
+QKV = ("query", "key", "value")
 
 
 @flax.struct.dataclass
@@ -33,18 +35,18 @@ class Layer:
   """Weights of one block; K key heads, each with its G query heads.
 
   Attributes:
-    attention_norm: float32[D].
+    norms: parameters of each norm by its name.
     qkv: dtype[D, K, G + 2, H] queries, then the key, then the value of a key head.
-    out: dtype[K, G, H, D].
-    mlp_norm: float32[D].
+    qkv_bias: float32[K, G + 2, H], or None.
+    out: dtype[N, H, D].
     gate_up: dtype[D, 2, F].
     down: dtype[F, D].
   """
 
-  attention_norm: jax.Array
+  norms: dict[str, Any]
   qkv: jax.Array
+  qkv_bias: jax.Array | None
   out: jax.Array
-  mlp_norm: jax.Array
   gate_up: jax.Array
   down: jax.Array
 
@@ -89,16 +91,15 @@ class Serving:
   weights: Weights
 
 
-LAYER_AXES = Layer(
-  attention_norm=(None,),
-  qkv=("embed", "kv_heads", None, None),
-  out=("kv_heads", None, None, "embed"),
-  mlp_norm=(None,),
-  gate_up=("embed", None, "mlp"),
-  down=("mlp", "embed"),
-)
+LAYER_AXES = {
+  "qkv": ("embed", "kv_heads", None, None),
+  "qkv_bias": ("kv_heads", None, None),
+  "out": ("heads", None, "embed"),
+  "gate_up": ("embed", None, "mlp"),
+  "down": ("mlp", "embed"),
+}
 END_AXES = {
-  "embedding": {"embedding": (None, "embed")},
+  "embedding": {"embedding": (None, "served_embed")},
   "norm": {"scale": (None,)},
   "head": {"kernel": ("embed", "vocab")},
 }
@@ -109,23 +110,29 @@ def lay_out(model: llama.Llama, params: Any) -> Weights:
   cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(model.dtype), tree)
   ends = {name: cast(params[name]) for name in ("embedding", "head")}
   ends["norm"] = params["norm"]
-  block = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
-  layers = tuple(_layer(model, block(i), cast) for i in range(model.num_layers))
-  return Weights(ends, layers)
+  layer = lambda i: jax.tree.map(lambda leaf: leaf[i], params["blocks"])
+  fused = lambda i: lay_out_block(model.fields, model.dtype, layer(i))
+  return Weights(ends, tuple(fused(i) for i in range(model.num_layers)))
 
 
-def _layer(model: llama.Llama, block: Any, cast) -> Layer:
-  own, mlp = cast(block["attention"]), cast(block["mlp"])
-  kernel = lambda name: own[name]["kernel"]
-  query = rearrange(kernel("query"), "d (k g) h -> d k g h", k=model.num_kv_heads)
-  pair = [kernel(name)[:, :, None] for name in ("key", "value")]
-  out = rearrange(kernel("out"), "(k g) h d -> k g h d", k=model.num_kv_heads)
+def lay_out_block(fields: block.Fields, dtype: str, params: Any) -> Layer:
+  """Arranges the parameters of one block."""
+  cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+  attention, mlp = params["attention"], cast(params["mlp"])
+  by_key_head = lambda x: rearrange(
+    x, "... (k g) h -> ... k g h", k=fields.num_kv_heads
+  )
+
+  def fused(kind):
+    parts = [by_key_head(attention[name][kind]) for name in QKV]
+    return jnp.concatenate(parts, axis=-2)
+
   gate_up = [mlp[name]["kernel"][:, None] for name in ("gate", "up")]
   return Layer(
-    attention_norm=block["attention_norm"]["scale"],
-    qkv=jnp.concatenate([query, *pair], axis=2),
-    out=out,
-    mlp_norm=block["mlp_norm"]["scale"],
+    norms={name: (params | attention)[name] for name in fields.norms()},
+    qkv=cast(fused("kernel")),
+    qkv_bias=fused("bias") if fields.qkv_bias else None,
+    out=cast(attention["out"]["kernel"]),
     gate_up=jnp.concatenate(gate_up, axis=1),
     down=mlp["down"]["kernel"],
   )
@@ -133,8 +140,15 @@ def _layer(model: llama.Llama, block: Any, cast) -> Layer:
 
 def weight_shardings(model: llama.Llama, abstract: Weights, mesh: Mesh) -> Weights:
   """The sharding of each of the weights, by the table of logical names."""
-  axes = Weights(END_AXES, (LAYER_AXES,) * model.num_layers)
+  axes = Weights(END_AXES, (_layer_axes(abstract.layers[0]),) * model.num_layers)
   return sharding.parameter_shardings(abstract, axes, mesh)
+
+
+def _layer_axes(layer: Layer) -> Layer:
+  """Logical names of one layer's axes; norms stay whole."""
+  unsplit = jax.tree.map(lambda leaf: (None,) * leaf.ndim, layer)
+  axes = {k: v for k, v in LAYER_AXES.items() if getattr(layer, k) is not None}
+  return unsplit.replace(**axes)
 
 
 @functools.cache
@@ -146,6 +160,19 @@ def _arranger(model: llama.Llama, mesh: Mesh):
     abstract = jax.eval_shape(arrange, params)
     shardings = weight_shardings(model, abstract, mesh)
     return jax.lax.with_sharding_constraint(arrange(params), shardings)
+
+  return jax.jit(run)
+
+
+@functools.cache
+def block_arranger(fields: block.Fields, dtype: str, mesh: Mesh):
+  """The program that lays out one block."""
+  arrange = functools.partial(lay_out_block, fields, dtype)
+
+  def run(params):
+    layer = arrange(params)
+    shardings = sharding.parameter_shardings(layer, _layer_axes(layer), mesh)
+    return jax.lax.with_sharding_constraint(layer, shardings)
 
   return jax.jit(run)
 
@@ -194,13 +221,13 @@ def prefill(
   mask = causal & (segment_ids > 0)[:, None, :]
   key, value = [], []
 
-  def own(layer, new_key, new_value):
+  def begin(layer, new_key, new_value):
     slots = [(0, 0)] * (new_key.ndim - 2) + [(0, new_slots), (0, 0)]
     key.append(_on_mesh(jnp.pad(new_key, slots)))
     value.append(_on_mesh(jnp.pad(new_value, slots)))
     return new_key, new_value
 
-  hidden = _blocks(model, weights, inputs, positions, mask, own)
+  hidden = _blocks(model, weights, inputs, positions, mask, begin)
   last = logits(model, weights, hidden[:, -1:])[:, 0]
   return last, Cache(tuple(key), tuple(value))
 
@@ -254,40 +281,46 @@ def _by_head(x: jax.Array) -> jax.Array:
 
 def _blocks(model, weights, x, positions, mask, store) -> jax.Array:
   """All blocks and the final norm; `store` keeps new keys and returns those to see."""
-  x = x.astype(model.dtype)
-  normed = lambda x, scale: norm.RMSNorm(model.norm_eps).apply(
-    {"params": {"scale": scale}}, x
-  )
-  for i, layer in enumerate(weights.layers):
-    x = constrain(x, "act_batch", None, None)
-    query, key, value = _project(
-      model, layer, normed(x, layer.attention_norm), positions
-    )
-    mixed = attend(query, *store(i, key, value), mask)
-    x = x + contract("pqkgh,kghd->pqd", mixed, layer.out)
-    x = constrain(x, "act_batch", None, None)
-    both = contract("pqd,dcf->pqcf", normed(x, layer.mlp_norm), layer.gate_up)
-    both = constrain(both, "act_batch", None, None, "act_mlp")
-    hidden = jax.nn.silu(both[:, :, 0]) * both[:, :, 1]
-    x = x + contract("pqf,fd->pqd", hidden, layer.down)
-  return normed(x, weights.ends["norm"]["scale"])
-
-
-def _project(model, layer, x, positions):
-  """Turned queries dtype[P, Q, K, G, H], and keys and values as in the cache."""
-  groups = model.num_heads // model.num_kv_heads
-  qkv = contract("pqd,dkch->pqkch", x, layer.qkv)
-  qkv = constrain(qkv, "act_batch", None, "act_heads", None, None)
-  turned = position.rotate(
-    rearrange(qkv[:, :, :, : groups + 1], "p q k c h -> p q (k c) h"),
-    positions,
-    model.rope_base,
-    model.rope_scaling,
-  )
-  turned = rearrange(turned, "p q (k c) h -> p q k c h", k=model.num_kv_heads)
+  x, fields = _pin(x.astype(model.dtype)), model.fields
   to_slots = lambda x: _by_head(rearrange(x, "p q k h -> p k q h"))
-  key, value = to_slots(turned[:, :, :, groups]), to_slots(qkv[:, :, :, groups + 1])
-  return turned[:, :, :, :groups], key, value
+  for i, layer in enumerate(weights.layers):
+
+    def over_cache(query, key, value, i=i):
+      return attend(query, *store(i, to_slots(key), to_slots(value)), mask)
+
+    x = block.apply(fields, maps(model, layer), x, positions, over_cache)
+  return model.apply({"params": weights.ends}, x, method="final")
+
+
+def _pin(x: jax.Array) -> jax.Array:
+  return constrain(x, "act_batch", None, None)
+
+
+def maps(model: llama.Llama, layer: Layer) -> block.Maps:
+  """The maps of a block from its fused weights."""
+  norms = model.fields.norms()
+
+  def project(x):
+    qkv = contract("pqd,dkch->pqkch", x, layer.qkv)
+    if layer.qkv_bias is not None:
+      qkv = linear.add_shared(qkv, layer.qkv_bias)
+    qkv = constrain(qkv, "act_batch", None, "act_heads", None, None)
+    query = rearrange(qkv[:, :, :, :-2], "p q k g h -> p q (k g) h")
+    return query, qkv[:, :, :, -2], qkv[:, :, :, -1]
+
+  def widen(x):
+    both = contract("pqd,dcf->pqcf", x, layer.gate_up)
+    both = constrain(both, "act_batch", None, None, "act_mlp")
+    return both[:, :, 0], both[:, :, 1]
+
+  return block.Maps(
+    normed=lambda name, x: norms[name].apply({"params": layer.norms[name]}, x),
+    project=project,
+    join=lambda mixed: contract("pqnh,nhd->pqd", mixed, layer.out),
+    widen=widen,
+    narrow=lambda hidden: contract("pqf,fd->pqd", hidden, layer.down),
+    pin=_pin,
+  )
 
 
 def attend(
@@ -296,17 +329,19 @@ def attend(
   """Softmax attention over slots.
 
   Args:
-    query: dtype[P, Q, K, G, H].
+    query: dtype[P, Q, N, H].
     key: dtype[P, K, S, H], or with the first axes merged.
     value: as `key`.
     mask: bool[P, Q, S], True where a query may look.
 
   Returns:
-    dtype[P, Q, K, G, H].
+    dtype[P, Q, N, H].
   """
-  prompts, count, heads, groups, _ = query.shape
-  query = query * query.shape[-1] ** -0.5
-  rows = _by_head(rearrange(query, "p q k g h -> p k (q g) h"))
+  prompts, count, num_heads, size = query.shape
+  heads = key.size // (prompts * key.shape[-2] * size)
+  groups = num_heads // heads
+  query = rearrange(query * size**-0.5, "p q (k g) h -> p k (q g) h", k=heads)
+  rows = _by_head(query)
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   scores = product("...rh,...sh->...rs", rows, key)
   seen = jnp.repeat(mask, groups, axis=1) if groups > 1 else mask
@@ -315,4 +350,4 @@ def attend(
   weights = jax.nn.softmax(apart, axis=-1).astype(value.dtype).reshape(scores.shape)
   mixed = jnp.einsum("...rs,...sh->...rh", weights, value)
   mixed = mixed.reshape(prompts, heads, *mixed.shape[-2:])
-  return rearrange(mixed, "p k (q g) h -> p q k g h", q=count)
+  return rearrange(mixed, "p k (q g) h -> p q (k g) h", q=count)

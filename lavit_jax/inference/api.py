@@ -12,7 +12,7 @@ others of their padded length: a result does not depend on its neighbors.
 import functools
 import pathlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,14 +20,20 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from lavit_jax.core import sharding
 from lavit_jax.data import items
 from lavit_jax.data.text import QUESTION
 from lavit_jax.generate import decoding, engine, pixels, tasks
 from lavit_jax.generate import prompts as layouts
 from lavit_jax.generate.beam import Beams
 from lavit_jax.generate.logits import Settings
-from lavit_jax.inference import batching, language, pictures, pixel_parts, tokenizing
+from lavit_jax.inference import (
+  batching,
+  language,
+  meshes,
+  pictures,
+  pixel_parts,
+  tokenizing,
+)
 from lavit_jax.inference.pictures import Picture
 from lavit_jax.weights import model_directory
 
@@ -56,7 +62,7 @@ class LaVIT:
   def load(
     cls,
     path: str | pathlib.Path,
-    mesh: Mesh | None = None,
+    mesh: Mesh | Mapping[str, int] | None = None,
     seed: int = 0,
     dtype: str | None = None,
     batch_size: int = 32,
@@ -65,17 +71,21 @@ class LaVIT:
 
     Args:
       path: the `model` folder that a finished `train` wrote.
-      mesh: devices to spread over; the first of this host when None.
+      mesh: devices to spread over, or sizes of axes such as {"tensor": 4} for those of
+        this host; all of them when None, see `inference.meshes`.
       seed: seed of drawing; patch selection follows from the picture alone.
       dtype: compute dtype; bfloat16 when None, float32 on a CPU. Pictures get the
         codes of `tokenize` when both compute in one dtype.
       batch_size: requests per program call.
     """
-    mesh = mesh or sharding.make_mesh({}, jax.local_devices()[:1])
-    sharding.check_divides(mesh, batch_size=(batch_size, ("data", "fsdp")))
+    path = str(path)
+    if isinstance(mesh, Mesh):
+      mesh = meshes.checked(mesh, path, batch_size)
+    else:
+      mesh = meshes.make(path, batch_size, mesh)
     dtype = dtype or tokenizing.default_dtype(mesh)
-    coder = tokenizing.load(str(path), mesh, dtype)
-    return cls(str(path), mesh, coder, seed, dtype, batch_size)
+    coder = tokenizing.load(path, mesh, dtype)
+    return cls(path, mesh, coder, seed, dtype, batch_size)
 
   @functools.cached_property
   def language(self) -> language.Language:

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
 from lavit_jax.data import text
+from lavit_jax.layers import linear
 from lavit_jax.models import vit, whitening
-from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
 
 
@@ -49,7 +49,7 @@ def text_tokenizer(folder: str) -> text.TextTokenizer:
 def vit_shapes(tower: vit.VisionTransformer, mesh: Mesh) -> tuple[Any, Any]:
   """The encoder's abstract float32 parameters and their shardings."""
   size = tower.image_size
-  abstract, axes = train_state.abstract_params(
+  abstract, axes = linear.abstract_params(
     lambda key: tower.init(key, jnp.zeros((1, size, size, 3)))
   )
   return abstract, sharding.parameter_shardings(abstract, axes, mesh)

@@ -18,10 +18,11 @@ from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import text
 from lavit_jax.generate import serving
 from lavit_jax.inference import frozen_parts, tokenizing
-from lavit_jax.models import lavit, vit
-from lavit_jax.training import train_state
+from lavit_jax.layers import linear
+from lavit_jax.models import lavit, llama, vit
 from lavit_jax.weights import model_directory
 
+STORED = ("kernel", "embedding")  # parameters that are read in the compute dtype
 # Fields of the part that the model takes from the vocabulary, or not at all.
 VOCABULARY_FIELDS = (
   *("vocab_size", "padded_size", "text_size", "published"),
@@ -69,21 +70,57 @@ def load(folder: str, mesh: Mesh, dtype: str) -> Language:
       f" language model expects {trained}; restore the tokenizer of its training"
     )
   vocabulary = tokenizer.vocabulary(visual["num_codes"], sizes["text_size"])
-  own = {
+  fields = {
     name: tuple(n) if isinstance(n, list) else n  # JSON knows no tuples
     for name, n in sizes.items()
     if name not in VOCABULARY_FIELDS
   }
-  model = lavit.build(own, visual, vocabulary, dtype)
+  model = lavit.build(fields, visual, vocabulary, dtype)
   init = lavit.init_function(model, visual["num_patches"])
-  abstract, axes = train_state.abstract_params(init)
-  spread = sharding.parameter_shardings(abstract, axes, mesh)
+  abstract, axes = linear.abstract_params(init)
+  shardings = sharding.parameter_shardings(abstract, axes, mesh)
   part = lambda tree: {name: tree[name] for name in ("merger", "vit_proj")}
-  params = model_directory.load(folder, "understanding", part(abstract), part(spread))
-  words = model_directory.load(
-    folder, "llama", abstract["llama"], spread["llama"], dtype
+  params = model_directory.load(
+    folder, "understanding", part(abstract), part(shardings)
   )
-  return make(model, params | {"llama": words}, vocabulary, tokenizer, mesh)
+  weights = load_weights(folder, model.llama, abstract["llama"], axes["llama"], mesh)
+  side = serving.Serving(model.llama, vocabulary, weights)
+  return _with_embedding(model, params, side, tokenizer)
+
+
+def load_weights(
+  folder: str, model: llama.Llama, abstract: Any, axes: Any, mesh: Mesh
+) -> serving.Weights:
+  """Reads a language model as it is served: no more is held than it and one block.
+
+  Args:
+    folder: model directory with the part llama.
+    model: its sizes and compute dtype; kernels and tables are read in it.
+    abstract: its abstract parameters, blocks stacked.
+    axes: logical names of their axes.
+    mesh: where to spread them.
+  """
+  stored = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jax.ShapeDtypeStruct(
+      leaf.shape, model.dtype if path[-1].key in STORED else leaf.dtype
+    ),
+    abstract,
+  )
+  blocks = stored.pop("blocks")
+  places = sharding.parameter_shardings(stored, serving.END_AXES, mesh)
+  ends = model_directory.load(folder, "llama", stored, places, below=tuple(stored))
+  one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), blocks)
+  is_names = lambda node: isinstance(node, tuple)
+  named = jax.tree.map(lambda names: names[1:], axes["blocks"], is_leaf=is_names)
+  places = sharding.parameter_shardings(one, named, mesh)
+  lay_out, layers = serving.block_arranger(model.fields, model.dtype, mesh), []
+  with jax.set_mesh(mesh):
+    for block in model_directory.load_blocks(folder, "llama", blocks, places):
+      layers.append(jax.block_until_ready(lay_out(block)))
+      # Before the next is read. Donated to the program its arrays would not be used:
+      # what it makes of them has other shapes.
+      del block
+  return serving.Weights(ends, tuple(layers))
 
 
 def make(
@@ -95,8 +132,13 @@ def make(
 ) -> Language:
   """The language side of the parameters of `models.lavit.LaVIT`."""
   side = serving.prepare(model.llama, params["llama"], vocabulary, mesh)
+  return _with_embedding(model, params, side, tokenizer)
+
+
+def _with_embedding(model, params, side: serving.Serving, tokenizer) -> Language:
+  """The language side whose prompts are made of the table that is served."""
   params = params | {"llama": {"embedding": side.weights.ends["embedding"]}}
-  return Language(model, params, side, vocabulary, tokenizer)
+  return Language(model, params, side, side.vocabulary, tokenizer)
 
 
 def vectors(
@@ -113,9 +155,9 @@ def vectors(
   """
   if shown is None or (batch.feature_index < 0).all():
     return text_inputs(language, batch.tokens)
-  own = [array[np.maximum(members, 0)] for array in shown]
+  of_rows = [array[np.maximum(members, 0)] for array in shown]
   parts = (language, coder.tower, coder.frozen)
-  return picture_inputs(*parts, *own, batch.tokens, batch.feature_index)
+  return picture_inputs(*parts, *of_rows, batch.tokens, batch.feature_index)
 
 
 def text_inputs(language: Language, tokens: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ from lavit_jax.core import sharding
 from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
 from lavit_jax.inference import frozen_parts, tokenizing
+from lavit_jax.layers import linear
 from lavit_jax.models import (
   condition_heads,
   patch_latents,
@@ -35,7 +36,6 @@ from lavit_jax.models import (
   whitening,
 )
 from lavit_jax.models.feature_decoder import FeatureDecoder
-from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
 
 HIGH_RES = "highres_"
@@ -215,7 +215,7 @@ def coder_of(
 
 def load_part(folder: str, mesh: Mesh, name: str, init: Any, dtype: str | None = None):
   """Reads a part of the parameters that `init` would make, spread over the mesh."""
-  abstract, axes = train_state.abstract_params(init)
+  abstract, axes = linear.abstract_params(init)
   shardings = sharding.parameter_shardings(abstract, axes, mesh)
   return model_directory.load(folder, name, abstract, shardings, dtype)
 

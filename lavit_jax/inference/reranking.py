@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from lavit_jax.core import sharding
 from lavit_jax.data import clip_text
 from lavit_jax.inference import frozen_parts
+from lavit_jax.layers import linear
 from lavit_jax.models import clip, openai_clip, vit
-from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
 from lavit_jax.weights.openai_clip import PART
 
@@ -65,7 +65,7 @@ def beside(folder: str, tower: vit.VisionTransformer, seen: Any, mesh: Mesh) -> 
     )
   words = clip.TextTower(**sizes, output_dim=tower.clip_dim, dtype=tower.dtype)
   ids = jnp.zeros((1, 1), jnp.int32)
-  abstract, _ = train_state.abstract_params(
+  abstract, _ = linear.abstract_params(
     lambda key: words.init(key, ids, jnp.ones(1, jnp.int32))
   )
   whole = sharding.replicated(mesh)
@@ -93,7 +93,7 @@ def _openai(folder: str, mesh: Mesh, dtype: str) -> Ranker:
     jnp.ones(1, int),
   )
   model = openai_clip.OpenaiClip(**sizes, dtype=dtype)
-  abstract, axes = train_state.abstract_params(lambda key: model.init(key, *inputs))
+  abstract, axes = linear.abstract_params(lambda key: model.init(key, *inputs))
   spread = sharding.parameter_shardings(abstract, axes, mesh)
   found = model_directory.load(folder, PART, abstract, spread, dtype)
   params = {"vision": found["vision_tower"], "text": found["text_tower"]}

@@ -20,9 +20,9 @@ from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
 from lavit_jax.inference import frozen_parts
-from lavit_jax.models import codebook, selector, vit, whitening
+from lavit_jax.layers import linear
+from lavit_jax.models import codebook, selector, visual_tokenizer, vit, whitening
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
-from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
 
 
@@ -70,12 +70,8 @@ def load(folder: str, mesh: Mesh, dtype: str, unroll: int = 1) -> PictureCoder:
   rows = model_directory.part_config(folder, "codebook")
   tower, frozen, _ = frozen_parts.encoder(folder, mesh, dtype, unroll)
   model = VisualTokenizer(**sizes, dtype=dtype, unroll=unroll)
-
-  def init(key):
-    features = jnp.zeros((1, model.num_patches, model.embed_dim))
-    return model.init(key, features, jnp.ones(features.shape[:2], bool))
-
-  abstract, axes = train_state.abstract_params(init)
+  init = visual_tokenizer.init_function(model)
+  abstract, axes = linear.abstract_params(init)
   spread = sharding.parameter_shardings(abstract, axes, mesh)
   table = jax.ShapeDtypeStruct((rows["num_codes"], rows["code_dim"]), jnp.float32)
   frozen = frozen | {

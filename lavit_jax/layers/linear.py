@@ -64,6 +64,15 @@ def split_boxes(boxed: Any) -> tuple[Any, Any]:
   return values, axes
 
 
+def abstract_params(init: Callable, *args: Any) -> tuple[Any, Any]:
+  """Evaluates `init(key, *args)` without memory: abstract arrays and axis names.
+
+  Must run outside `jax.set_mesh`.
+  """
+  boxed = jax.eval_shape(init, jax.random.key(0), *args)["params"]
+  return split_boxes(boxed)
+
+
 def fan_in(num_inputs: int) -> Callable:
   """Normal with variance 1 / fan-in: about 0.02 at full width, trainable when tiny."""
   return nn.initializers.normal(num_inputs**-0.5)

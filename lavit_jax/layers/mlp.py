@@ -42,37 +42,3 @@ class Mlp(nn.Module):
       self.mlp_dim, dim, ("mlp", "embed"), dtype=self.dtype, name="fc2"
     )
     return out(self.activation(hidden))
-
-
-class GatedMlp(nn.Module):
-  """down(silu(gate(x)) * up(x)) without biases, as in LLaMA.
-
-  Attributes:
-    mlp_dim: F, hidden width.
-    dtype: compute dtype.
-  """
-
-  mlp_dim: int
-  dtype: str = "bfloat16"
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, T, D] to [B, T, D]."""
-    dim = x.shape[-1]
-
-    def project(name):
-      layer = linear.dense(
-        dim, self.mlp_dim, use_bias=False, dtype=self.dtype, name=name
-      )
-      return constrain(layer(x), "act_batch", "act_length", "act_mlp")
-
-    hidden = nn.silu(project("gate")) * project("up")
-    down = linear.dense(
-      self.mlp_dim,
-      dim,
-      ("mlp", "embed"),
-      use_bias=False,
-      dtype=self.dtype,
-      name="down",
-    )
-    return down(hidden)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lavit_jax.core import sequence
 from lavit_jax.core.sharding import constrain
-from lavit_jax.layers import attention, linear, mlp, norm, stack
+from lavit_jax.layers import attention, heads, linear, mlp, norm, stack
 from lavit_jax.models import vit
 
 TEXT_VARIANTS = {
@@ -64,27 +64,11 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, mask):
     """Maps dtype[B, T, D] under mask bool[B, T, T]; None looks everywhere."""
-    dim = x.shape[-1]
     x = constrain(x, "act_images", None, None)
-    qkv = linear.Einsum(
-      "btd,dcnh->btcnh",
-      (dim, 3, self.num_heads, self.head_dim),
-      ("embed", None, "heads", None),
-      True,
-      self.dtype,
-      name="qkv",
-    )(norm.LayerNorm(1e-5, name="norm1")(x))
-    qkv = constrain(qkv, "act_images", None, None, "act_heads", None)
-    query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-    out = linear.Einsum(
-      "btnh,nhd->btd",
-      (self.num_heads, self.head_dim, dim),
-      ("heads", None, "embed"),
-      True,
-      self.dtype,
-      name="out",
-    )
-    x = x + out(attention.attend(query, key, value, mask))
+    sizes = (self.num_heads, self.head_dim)
+    normed = norm.LayerNorm(1e-5, name="norm1")(x)
+    mixed = attention.attend(*heads.fused(normed, *sizes, self.dtype), mask)
+    x = x + heads.from_heads(*sizes, x.shape[-1], self.dtype, "out")(mixed)
     x = x + mlp.Mlp(self.mlp_dim, self.dtype, self.activation, name="mlp")(
       norm.LayerNorm(1e-5, name="norm2")(x)
     )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from lavit_jax.layers import attention, linear
-from lavit_jax.models.attention import from_heads, to_heads
+from lavit_jax.layers.heads import from_heads, to_heads
 
 
 class LowResHead(nn.Module):

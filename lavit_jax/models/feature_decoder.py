@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import linear, mlp, norm, stack
-from lavit_jax.models.attention import CrossAttention, SelfAttention, softmax
+from lavit_jax.layers.heads import CrossAttention, SelfAttention, softmax
 
 EPS = 1e-5
 # Additive and finite, as in the reference: it defines what an image without codes does.

@@ -6,6 +6,9 @@ Inputs are vectors, so that an image position may carry a continuous feature. Re
 facts, section 7.
 """
 
+import dataclasses
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,8 @@ import jax.numpy as jnp
 from lavit_jax.core.contraction import contract
 from lavit_jax.core.sharding import constrain
 from lavit_jax.core.vocabulary import is_real
-from lavit_jax.layers import attention, linear, mlp, norm, position, stack
+from lavit_jax.layers import attention, linear, norm, stack
+from lavit_jax.models import block
 
 VARIANTS = {
   "7b": dict(
@@ -39,112 +43,118 @@ VARIANTS = {
 }
 
 
-class SelfAttention(nn.Module):
-  """Causal attention inside segments.
+class Attention(nn.Module):
+  """The maps of attention, and its norms of queries and keys if it has some.
 
   Attributes:
-    num_heads: N.
-    num_kv_heads: K, shared by N / K query heads each.
-    head_dim: H.
-    rope_base: wavelength base of the rotary positions.
+    fields: of the block.
     dtype: compute dtype.
-    rope_scaling: see `position.frequencies`.
   """
 
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  rope_base: float
-  dtype: str = "bfloat16"
-  rope_scaling: tuple[float, ...] = ()
+  fields: block.Fields
+  dtype: str
 
-  @nn.compact
-  def __call__(self, x, positions, segment_ids):
-    """Attends.
+  def setup(self):
+    dim, size = self.fields.embed_dim, self.fields.head_dim
 
-    Args:
-      x: dtype[B, T, D].
-      positions: int32[B, T].
-      segment_ids: int32[B, T]; they alone decide who sees whom.
-
-    Returns:
-      dtype[B, T, D].
-    """
-    dim = x.shape[-1]
-
-    def heads(name, count, axis):
-      return linear.Einsum(
-        "btd,dnh->btnh",
-        (dim, count, self.head_dim),
+    def heads(count, axis):
+      shape, axes, bias = (
+        (dim, count, size),
         ("embed", axis, None),
-        dtype=self.dtype,
-        name=name,
-      )(x)
+        self.fields.qkv_bias,
+      )
+      return linear.Einsum("btd,dnh->btnh", shape, axes, bias, self.dtype)
 
-    rope = (self.rope_base, self.rope_scaling)
-    query = position.rotate(heads("query", self.num_heads, "heads"), positions, *rope)
-    key = position.rotate(heads("key", self.num_kv_heads, "kv_heads"), positions, *rope)
-    value = heads("value", self.num_kv_heads, "kv_heads")
-    query, key, value = (
-      constrain(x, "act_batch", "act_length", "act_heads", None)
-      for x in (query, key, value)
-    )
-    # Every device needs all keys of its rows: the length is gathered here, behind the
-    # projections, else each device would project all places.
-    key = constrain(key, "act_batch", None, "act_heads", None)
-    value = constrain(value, "act_batch", None, "act_heads", None)
-    mixed = attention.attend_packed(query, key, value, segment_ids)
-    out = linear.Einsum(
-      "btnh,nhd->btd",
-      (self.num_heads, self.head_dim, dim),
-      ("heads", None, "embed"),
-      dtype=self.dtype,
-      name="out",
-    )
-    return out(mixed)
+    self.query = heads(self.fields.num_heads, "heads")
+    self.key = heads(self.fields.num_kv_heads, "kv_heads")
+    self.value = heads(self.fields.num_kv_heads, "kv_heads")
+    shape, axes = (self.fields.num_heads, size, dim), ("heads", None, "embed")
+    self.out = linear.Einsum("btnh,nhd->btd", shape, axes, dtype=self.dtype)
+    if self.fields.qk_norm != "none":
+      norms = self.fields.norms()
+      self.query_norm, self.key_norm = norms["query_norm"], norms["key_norm"]
+
+  def project(self, x):
+    """Queries [B, T, N, H], keys and values [B, T, K, H] of dtype[B, T, D]."""
+    return self.query(x), self.key(x), self.value(x)
+
+  def join(self, mixed):
+    """dtype[B, T, D] of dtype[B, T, N, H]."""
+    return self.out(mixed)
+
+  def normed(self, name, x):
+    """Queries or keys under their norm."""
+    return getattr(self, name)(x)
+
+
+class Mlp(nn.Module):
+  """The maps of the gated layer.
+
+  Attributes:
+    fields: of the block.
+    dtype: compute dtype.
+  """
+
+  fields: block.Fields
+  dtype: str
+
+  def setup(self):
+    dim, wide = self.fields.embed_dim, self.fields.mlp_dim
+    plain = functools.partial(linear.dense, use_bias=False, dtype=self.dtype)
+    self.gate, self.up = plain(dim, wide), plain(dim, wide)
+    self.down = plain(wide, dim, ("mlp", "embed"))
+
+  def widen(self, x):
+    """Gate and up, dtype[B, T, F] each, of dtype[B, T, D]."""
+    pin = lambda x: constrain(x, "act_batch", "act_length", "act_mlp")
+    return pin(self.gate(x)), pin(self.up(x))
+
+  def narrow(self, hidden):
+    """dtype[B, T, D] of dtype[B, T, F]."""
+    return self.down(hidden)
 
 
 class Block(nn.Module):
-  """x += attention(norm x); x += mlp(norm x).
+  """A block whose maps have an array each, over packed rows.
 
   Attributes:
-    num_heads: N.
-    num_kv_heads: K.
-    head_dim: H.
-    mlp_dim: F.
-    rope_base: wavelength base.
-    norm_eps: RMS norm epsilon.
+    fields: what kind of block it is.
     dtype: compute dtype.
-    rope_scaling: see `position.frequencies`.
   """
 
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  mlp_dim: int
-  rope_base: float
-  norm_eps: float
-  dtype: str = "bfloat16"
-  rope_scaling: tuple[float, ...] = ()
+  fields: block.Fields
+  dtype: str
 
   @nn.compact
   def __call__(self, x, positions, segment_ids):
-    """One layer: arguments as `SelfAttention`; the result, and nothing per layer."""
-    attend = SelfAttention(
-      self.num_heads,
-      self.num_kv_heads,
-      self.head_dim,
-      self.rope_base,
-      self.dtype,
-      self.rope_scaling,
-      name="attention",
+    """One layer: dtype[B, T, D] and int32[B, T] twice; and nothing per layer."""
+    heads = Attention(self.fields, self.dtype, name="attention")
+    mlp = Mlp(self.fields, self.dtype, name="mlp")
+    norms = {
+      name: norm.RMSNorm(self.fields.norm_eps, name=name)
+      for name in ("attention_norm", "mlp_norm")
+    }
+    maps = block.Maps(
+      lambda name, x: norms[name](x) if name in norms else heads.normed(name, x),
+      heads.project,
+      heads.join,
+      mlp.widen,
+      mlp.narrow,
+      lambda x: constrain(x, "act_batch", "act_length", None),
     )
-    normed = norm.RMSNorm(self.norm_eps, name="attention_norm")(x)
-    mixed = attend(normed, positions, segment_ids)
-    x = constrain(x + mixed, "act_batch", "act_length", None)
-    normed = norm.RMSNorm(self.norm_eps, name="mlp_norm")(x)
-    x = x + mlp.GatedMlp(self.mlp_dim, self.dtype, name="mlp")(normed)
-    return constrain(x, "act_batch", "act_length", None), None
+    attend = functools.partial(attend_packed, segment_ids=segment_ids)
+    return block.apply(self.fields, maps, x, positions, attend), None
+
+
+def attend_packed(query, key, value, segment_ids) -> jax.Array:
+  """Causal attention inside segments; see `layers.attention.attend_packed`."""
+  pin = lambda x: constrain(x, "act_batch", "act_length", "act_heads", None)
+  query, key, value = pin(query), pin(key), pin(value)
+  # Every device needs all keys of its rows: the length is gathered here, behind the
+  # projections, else each device would project all places.
+  key = constrain(key, "act_batch", None, "act_heads", None)
+  value = constrain(value, "act_batch", None, "act_heads", None)
+  return attention.attend_packed(query, key, value, segment_ids)
 
 
 class Llama(nn.Module):
@@ -165,6 +175,8 @@ class Llama(nn.Module):
     remat: rematerialization policy, a key of `stack.REMAT_POLICIES`.
     unroll: layers per scan step.
     rope_scaling: Llama-3.1's stretch of the positions, see `position.frequencies`.
+    qkv_bias: see `block.Fields`; this and the next.
+    qk_norm: "rms" in Qwen3.
     holes: ranges [first, after) of ids that are never predicted either.
   """
 
@@ -182,21 +194,20 @@ class Llama(nn.Module):
   remat: str = "none"
   unroll: int = 1
   rope_scaling: tuple[float, ...] = ()
+  qkv_bias: bool = False
+  qk_norm: str = "none"
   holes: tuple[tuple[int, int], ...] = ()
+
+  @property
+  def fields(self) -> block.Fields:
+    """What kind of blocks it has."""
+    names = [field.name for field in dataclasses.fields(block.Fields)]
+    return block.Fields(**{name: getattr(self, name) for name in names})
 
   def setup(self):
     self.embedding = linear.Embed(self.padded_size, self.embed_dim, self.dtype)
     blocks = stack.layers(Block, self.num_layers, self.remat, self.unroll, broadcast=2)
-    self.blocks = blocks(
-      self.num_heads,
-      self.num_kv_heads,
-      self.head_dim,
-      self.mlp_dim,
-      self.rope_base,
-      self.norm_eps,
-      self.dtype,
-      self.rope_scaling,
-    )
+    self.blocks = blocks(self.fields, self.dtype)
     self.norm = norm.RMSNorm(self.norm_eps)
     self.head = Head(self.embed_dim, self.padded_size)
 
@@ -219,6 +230,10 @@ class Llama(nn.Module):
     """
     x = constrain(inputs.astype(self.dtype), "act_batch", "act_length", None)
     x, _ = self.blocks(x, positions, segment_ids)
+    return self.final(x)
+
+  def final(self, x: jax.Array) -> jax.Array:
+    """dtype[B, T, D] under the last norm."""
     return self.norm(x)
 
   def logits(self, hidden: jax.Array) -> jax.Array:

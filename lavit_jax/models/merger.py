@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import mlp, norm, stack
-from lavit_jax.models.attention import CrossAttention, SelfAttention
+from lavit_jax.layers.heads import CrossAttention, SelfAttention
 
 EPS = 1e-5
 

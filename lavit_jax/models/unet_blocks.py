@@ -14,7 +14,7 @@ from einops import rearrange
 
 from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import attention, conv, linear, norm, stack
-from lavit_jax.models.attention import from_heads
+from lavit_jax.layers.heads import from_heads
 from lavit_jax.models.resnet import ResnetBlock, Upsample
 
 ATTENTION_EPS = 1e-6  # of the group norm before attention, in every checkpoint

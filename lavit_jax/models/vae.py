@@ -16,8 +16,8 @@ from einops import rearrange
 
 from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import attention, conv, norm
+from lavit_jax.layers.heads import from_heads, to_heads
 from lavit_jax.models import published_config
-from lavit_jax.models.attention import from_heads, to_heads
 from lavit_jax.models.resnet import ResnetBlock, Upsample
 
 EPS = 1e-6

@@ -7,8 +7,12 @@ vectors left-packed [B, S, C], lengths [B] -> decode -> x_rec [B, P, D]
 What lies in brackets is not a module: sampling takes noise, the codebook is state.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from lavit_jax.core import sequence
 from lavit_jax.models import codebook
@@ -147,3 +151,13 @@ class VisualTokenizer(nn.Module):
   def decode(self, vectors: jax.Array, lengths: jax.Array) -> jax.Array:
     """Features dtype[B, P, D] of float[B, S, C] left-packed vectors, int32[B] long."""
     return self.feature_decoder(vectors, lengths)
+
+
+def init_function(model: VisualTokenizer) -> Callable[[jax.Array], Any]:
+  """key -> boxed variables of the whole model."""
+
+  def init(key):
+    features = jnp.zeros((1, model.num_patches, model.embed_dim))
+    return model.init(key, features, jnp.ones(features.shape[:2], bool))
+
+  return init

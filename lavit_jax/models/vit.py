@@ -12,7 +12,7 @@ from einops import rearrange
 
 from lavit_jax.core.sharding import constrain
 from lavit_jax.layers import attention, linear, mlp, norm, stack
-from lavit_jax.models.attention import from_heads
+from lavit_jax.layers.heads import from_heads, fused
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -66,22 +66,13 @@ class Attention(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Mixes dtype[B, T, D], same shape out."""
     dim, heads = x.shape[-1], (self.num_heads, self.head_dim)
-    qkv = linear.Einsum(
-      "btd,dcnh->btcnh",
-      (dim, 3, *heads),
-      ("embed", None, "heads", None),
-      dtype=self.dtype,
-      name="qkv",
-    )(x)
-    qkv = constrain(qkv, "act_images", None, None, "act_heads", None)
+    query, key, value = fused(x, *heads, self.dtype, use_bias=False)
     zeros, axes = nn.initializers.zeros, ("heads", None)
     q_bias = linear.param(self, "q_bias", zeros, heads, axes)
     v_bias = linear.param(self, "v_bias", zeros, heads, axes)
-    query, value = (
-      linear.add_shared(qkv[:, :, place], bias)
-      for place, bias in ((0, q_bias), (2, v_bias))
-    )
-    mixed = attention.attend(query, qkv[:, :, 1], value)
+    query = linear.add_shared(query, q_bias)
+    value = linear.add_shared(value, v_bias)
+    mixed = attention.attend(query, key, value)
     return from_heads(*heads, dim, self.dtype, "proj")(mixed)
 
 

@@ -67,6 +67,11 @@ def measure(
     where the devices tell, as they themselves count them; or the reason why this
     layout cannot run.
   """
+  with sharding.rules(config.rules):
+    return _measure(config, layout, steps)
+
+
+def _measure(config, layout: dict[str, int], steps: int) -> dict[str, Any]:
   found: dict[str, Any] = {"layout": name_of(layout)}
   try:
     program = programs.STEPS[config.stage](config, sharding.make_mesh(layout))

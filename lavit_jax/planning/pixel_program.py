@@ -5,14 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
 from lavit_jax.inference import pixel_parts
+from lavit_jax.layers import linear
 from lavit_jax.models import visual_tokenizer
 from lavit_jax.stages import pixel_decoder
-from lavit_jax.training import base, optimizer, train_state
+from lavit_jax.training import base
 
 TIME_IDS = 6  # sizes and crop that the SDXL type is told
 
@@ -32,14 +32,7 @@ def step(
   coder = visual_tokenizer.VisualTokenizer(
     **sizes, dtype=config.dtype, unroll=config.unroll
   )
-  init = modules.init(coder.num_patches, coder.embed_dim)
-  tx = optax.chain(
-    optimizer.make(config.optimizer, config.num_steps),
-    optimizer.averaged(config.ema_decay),
-  )
-  abstract, shardings, initial = base.born_sharded(init, tx, mesh)
-  run = base.jitted(pixel_decoder.make_step(modules, coder, tx, config), shardings)
-  made = base.Assembled(modules.unet, abstract, shardings, initial, lambda number: run)
+  made = pixel_decoder.assemble(config, mesh, modules, coder)
   height, width = config.ratios["1:1"]
   fields = {
     "image": (jnp.uint8, height, width, 3),
@@ -56,14 +49,12 @@ def _frozen(modules, coder, mesh: Mesh) -> dict[str, Any]:
   """Codebook, feature decoder and autoencoder, in float32 as they are loaded."""
 
   def part(init):
-    abstract, axes = train_state.abstract_params(init)
+    abstract, axes = linear.abstract_params(init)
     spread = sharding.parameter_shardings(abstract, axes, mesh)
     leaf = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
     return jax.tree.map(leaf, abstract, spread)
 
-  features = jnp.zeros((1, coder.num_patches, coder.embed_dim))
-  keep = jnp.ones(features.shape[:2], bool)
-  own = part(lambda key: coder.init(key, features, keep))
+  own = part(visual_tokenizer.init_function(coder))
   whole, rows = sharding.replicated(mesh), (coder.num_codes, coder.code_dim)
   return {
     "codebook": {"embedding": jax.ShapeDtypeStruct(rows, jnp.float32, sharding=whole)},

@@ -22,8 +22,8 @@ from lavit_jax.planning import (
 from lavit_jax.planning.compiling import DoesNotFitError
 from lavit_jax.planning.topology import Topology
 
-# Train steps (phase a of stage 1 has its own), and programs of a finished model.
-KINDS = ["train", "train_a", *serving_programs.PROGRAMS]
+# Train steps (phase a of stage 1 has its own), evaluation, and what a model serves.
+KINDS = ["train", "train_a", "evaluate", *serving_programs.PROGRAMS]
 
 
 def make(
@@ -49,6 +49,11 @@ def make(
   Returns:
     The figures, as `--json` writes them.
   """
+  with sharding.rules(config.rules):
+    return _make(config, pod, price, cache, kind, rows, draft)
+
+
+def _make(config, pod, price, cache, kind, rows, draft) -> dict[str, Any]:
   program = _program(kind, config, pod, rows)
   found = programs.trace(program)
   with jax.set_mesh(program.mesh):
@@ -75,6 +80,8 @@ def _program(kind: str, config, pod: Topology, rows: int) -> programs.Program:
     )
   if kind == "train":
     return programs.STEPS[config.stage](config, mesh)
+  if kind == "evaluate":
+    return programs.evaluation(config, mesh)
   stages = {"train_a": ("visual_tokenizer", "7b")} | serving_programs.CONFIG
   stage, variant = stages[kind]
   if config.stage != stage:

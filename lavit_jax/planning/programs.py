@@ -43,6 +43,7 @@ class Program:
     images: pictures of one call.
     accumulate: micro-batches of one call.
     steps: steps of the schedule that run it; 0 where nothing trains.
+    figures: the evaluation of a step number, where there is one.
   """
 
   name: str
@@ -54,6 +55,7 @@ class Program:
   images: int
   accumulate: int = 1
   steps: int = 0
+  figures: Callable[[int], Callable] | None = None
 
 
 def placed(abstract: Any, shardings: Any, dtype: str | None = None) -> Any:
@@ -152,6 +154,7 @@ def contrastive_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   return Program(
     name="contrastive",
     function=made.step(0),
+    figures=made.figures,
     arguments=_train_arguments(made, None, batch, mesh),
     mesh=mesh,
     examples=size,
@@ -204,6 +207,7 @@ def _language_program(config, mesh, tower, made, frozen) -> Program:
   return Program(
     name=config.stage,
     function=made.step(0),
+    figures=made.figures,
     arguments=_train_arguments(made, frozen, batch, mesh),
     mesh=mesh,
     examples=config.batch_size,
@@ -244,6 +248,7 @@ def _tokenizer_program(config, mesh, number: int, phase: str, steps: int) -> Pro
   return Program(
     name=f"visual_tokenizer {phase}",
     function=made.step(number),
+    figures=made.figures,
     arguments=_train_arguments(made, frozen, batch, mesh),
     mesh=mesh,
     examples=size,
@@ -262,6 +267,7 @@ def pixel_step(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
   return Program(
     name="pixel_decoder",
     function=made.step(0),
+    figures=made.figures,
     arguments=_train_arguments(made, frozen, rows_of(mesh, size, **fields), mesh),
     mesh=mesh,
     examples=size,
@@ -279,6 +285,19 @@ def _schedule(config: ml_collections.ConfigDict) -> dict[str, int]:
 def _train_arguments(made: base.Assembled, frozen, batch, mesh) -> dict[str, Any]:
   state = placed(made.abstract, made.shardings)
   return {"state": state, "frozen": frozen, "batch": batch, "key": _key(mesh)}
+
+
+def evaluation(config: ml_collections.ConfigDict, mesh: Mesh) -> Program:
+  """The evaluation of a stage after its last step, on one batch."""
+  step = STEPS[config.stage](config, mesh)
+  arguments = {k: v for k, v in step.arguments.items() if k != "key"}
+  return dataclasses.replace(
+    step,
+    name=f"{config.stage} evaluation",
+    function=step.figures(config.num_steps),
+    arguments=arguments,
+    steps=0,
+  )
 
 
 STEPS = {

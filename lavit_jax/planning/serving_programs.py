@@ -21,11 +21,11 @@ from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.generate import ahead, decoding, engine, pixels
 from lavit_jax.inference import pixel_parts, tokenizing
+from lavit_jax.layers import linear
 from lavit_jax.models import llama, visual_tokenizer, vit
 from lavit_jax.planning import programs
 from lavit_jax.planning.programs import Program
 from lavit_jax.stages import pixel_decoder
-from lavit_jax.training import train_state
 
 PROMPT = 128  # slots of a prompt
 
@@ -36,12 +36,8 @@ def tokenize(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Progra
   sizes = visual_tokenizer.VARIANTS["tiny" if tiny else "lavit"]
   tower, frozen = programs.encoder("tiny" if tiny else "g14", config, mesh)
   model = visual_tokenizer.VisualTokenizer(**sizes, dtype=config.dtype)
-
-  def init(key):
-    features = jnp.zeros((1, model.num_patches, model.embed_dim))
-    return model.init(key, features, jnp.ones(features.shape[:2], bool))
-
-  abstract, axes = train_state.abstract_params(init)
+  init = visual_tokenizer.init_function(model)
+  abstract, axes = linear.abstract_params(init)
   spread = sharding.parameter_shardings(abstract, axes, mesh)
   table = jax.ShapeDtypeStruct((model.num_codes, model.code_dim), jnp.float32)
   frozen |= {
@@ -69,7 +65,7 @@ def _drawing(config, mesh: Mesh, rows: int, prompt: int, max_new: int | None):
   model = llama.Llama(words.size, words.padded_size, **config.model, dtype=config.dtype)
   ids = jnp.zeros((1, 8), jnp.int32)
   init = lambda key: model.init(key, ids, ids, ids, method="everything")
-  abstract, _ = train_state.abstract_params(init)
+  abstract, _ = linear.abstract_params(init)
   side = ahead.abstract_serving(model, words, abstract, mesh)
   most = max_new or sizes["num_patches"]
   numbers = decoding.REFERENCE["draw"] | {"max_new": most, "min_new": 1}
@@ -120,7 +116,7 @@ def draw(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Program:
   tiny = modules.autoencoder_name == "patch_latents"
   coder = visual_tokenizer.VARIANTS["tiny" if tiny else "lavit"]
   slots, settings = coder["num_patches"], pixels.Settings(**config.sampling)
-  abstract, axes = train_state.abstract_params(pixel_parts.init_unet(model, slots))
+  abstract, axes = linear.abstract_params(pixel_parts.init_unet(model, slots))
   spread = sharding.parameter_shardings(abstract, axes, mesh)
 
   @jax.jit
@@ -139,7 +135,7 @@ def draw(config: ml_collections.ConfigDict, mesh: Mesh, rows: int) -> Program:
 def _conditions(modules: pixel_decoder.Modules, mesh: Mesh, features, size):
   """Condition, null embedding and noise of `pixels.sample`, from features' shape."""
   model, head, rows = modules.unet, modules.head, features.shape[0]
-  params, _ = train_state.abstract_params(
+  params, _ = linear.abstract_params(
     lambda key: head.init(key, jnp.zeros(features.shape))
   )
   make = functools.partial(pixel_parts.condition_of, head)

@@ -7,6 +7,7 @@ tower and word heads, the re-ranker and the reader of reconstructed patches) and
 "whitening".
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -110,7 +111,10 @@ def assemble(
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   weights = {kind: entry.background_weight for kind, entry in config.words.items()}
   step = base.jitted(make_step(model, tx, weights, config.word_weight), shardings)
-  return base.Assembled(model, abstract, shardings, initial, lambda number: step)
+  figures = base.evaluation(functools.partial(_figures, model))
+  return base.Assembled(
+    model, abstract, shardings, initial, lambda number: step, lambda number: figures
+  )
 
 
 def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
@@ -137,11 +141,9 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
       state = warm_start.encoder(state, shardings, config)
     return state
 
-  run = jax.jit(lambda params, batch: _figures(model, params, batch))
-
   def evaluate(state):
     batches = feed.fixed_batches(held_out, config, mesh)
-    found = [run(state.params, batch) for batch in batches]
+    found = [made.figures(0)(state, None, batch) for batch in batches]
     return base.mean_metrics(found), {}
 
   def finish(state, folder):
@@ -154,7 +156,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     shardings=shardings,
     initial=warm,
     frozen=None,
-    frozen_names={},
+    frozen_checksums={},
     step=made.step,
     batches=batches,
     before_step=lambda state, number: state,
@@ -165,10 +167,11 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   )
 
 
-def _figures(model, params, batch) -> dict[str, jax.Array]:
+def _figures(model, state, frozen, batch) -> dict[str, jax.Array]:
   """Accuracy of retrieval and of each patch word on object patches."""
-  images = vit.normalize(batch["image"])
-  out = model.apply({"params": params}, images, batch["tokens"], batch["length"])
+  del frozen
+  images, variables = vit.normalize(batch["image"]), {"params": state.params}
+  out = model.apply(variables, images, batch["tokens"], batch["length"])
   same = (batch["tokens"][:, None] == batch["tokens"][None]).all(-1)
   best = (out.image @ out.text.T).argmax(1)
   figures = {"retrieval_at_1": jnp.take_along_axis(same, best[:, None], 1).mean()}

@@ -23,6 +23,7 @@ from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import joined
 from lavit_jax.generate import decoding
 from lavit_jax.inference import frozen_parts, tokenizing
+from lavit_jax.layers import linear
 from lavit_jax.models import lavit, vit
 from lavit_jax.stages import adapters, pretrain, warm_start
 from lavit_jax.training import base, feed, optimizer, train_state
@@ -42,14 +43,12 @@ class Assembled(base.Assembled):
   """What sizes, patterns and a mesh decide; no file is read.
 
   Attributes:
-    whole: (trained, frozen parameters) -> parameters of the model.
     scale: factor of the adapters.
     shapes: all parameters of the model, flat, as shapes that carry their shardings:
       what trains in float32, of the rest kernels and tables in the compute dtype.
     base: those of `shapes` that stay frozen.
   """
 
-  whole: Any
   scale: float
   shapes: dict[str, jax.ShapeDtypeStruct]
   base: dict[str, jax.ShapeDtypeStruct]
@@ -66,7 +65,7 @@ def assemble(
   pretrain.check_mesh(config, mesh, tower, sizes)
   model = pretrain.make_model(config, words, sizes)
   everything = lavit.init_function(model, sizes["num_patches"])
-  abstract, axes = train_state.abstract_params(everything)
+  abstract, axes = linear.abstract_params(everything)
   spread = adapters.flat(sharding.parameter_shardings(abstract, axes, mesh))
   abstract, lora = adapters.flat(abstract), config.lora
   choice = adapters.choose(
@@ -78,6 +77,7 @@ def assemble(
   whole = functools.partial(adapters.whole, scale=choice.scale)
   step = pretrain.step_of(config, model, tower, tx, words, whole=whole)
   step = base.jitted(step, shardings)
+  figures = pretrain.evaluation(config, model, tower, words, whole)
   shapes = {}
   for name, leaf in abstract.items():
     stored = name.endswith(("/kernel", "/embedding")) and name not in choice.trained
@@ -89,7 +89,7 @@ def assemble(
     shardings,
     initial,
     lambda number: step,
-    whole,
+    lambda number: figures,
     choice.scale,
     shapes,
     {name: shape for name, shape in shapes.items() if name not in choice.trained},
@@ -132,13 +132,11 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     shardings=made.shardings,
     initial=initial,
     frozen=frozen,
-    frozen_names=names | {"codes": checksum},
+    frozen_checksums=names | {"codes": checksum},
     step=made.step,
     batches=lambda position: feed.device_batches(rows, config, mesh, position),
     before_step=lambda state, number: state,
-    evaluate=pretrain.evaluator(
-      config, mesh, made.model, tower, frozen, held_out, made.whole
-    ),
+    evaluate=pretrain.evaluator(config, mesh, made, frozen, held_out),
     finish=lambda state, target: save(
       state.params, made.scale, folder, target, numbers
     ),

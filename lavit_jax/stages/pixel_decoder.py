@@ -20,13 +20,13 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh
 
-from lavit_jax.data import coded, pipeline, skipping
+from lavit_jax.data import coded
 from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts, tokenizing
 from lavit_jax.models import condition_heads, vae, whitening
 from lavit_jax.models.published_config import PUBLISHED
-from lavit_jax.stages import warm_start
+from lavit_jax.stages import coded_rows, warm_start
 from lavit_jax.training import base, feed, optimizer, train_state
 from lavit_jax.weights import model_directory
 
@@ -162,12 +162,7 @@ def make_step(modules: Modules, coder, tx: Any, config: ml_collections.ConfigDic
       errors, dropped = per_picture(params, frozen, mb, key)
       return errors.mean() * share, dropped.mean() * share
 
-    def one(grads, mb):
-      (value, dropped), new = jax.value_and_grad(loss, has_aux=True)(state.params, mb)
-      return jax.tree.map(jnp.add, grads, new), (value, dropped)
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, (values, dropped) = base.over_micro_batches(one, zeros, micro)
+    grads, (values, dropped) = base.accumulated_gradients(loss, state.params, micro)
     state, norms = base.apply_gradients(state, grads, tx)
     return state, {"loss": values.sum(), "dropped": dropped.sum()} | norms
 
@@ -179,6 +174,43 @@ def average_of(state: train_state.TrainState) -> Any:
   return state.opt_state[-1].params
 
 
+def assemble(
+  config: ml_collections.ConfigDict,
+  mesh: Mesh,
+  modules: Modules,
+  coder: tokenizing.VisualTokenizer,
+) -> base.Assembled:
+  """Makes state, step and evaluation over a frozen visual tokenizer."""
+  init = modules.init(coder.num_patches, coder.embed_dim)
+  tx = optimizer_of(config)
+  abstract, shardings, initial = base.born_sharded(init, tx, mesh)
+  step = base.jitted(make_step(modules, coder, tx, config), shardings)
+  per_picture = make_loss(modules, coder, 0.0)
+
+  @base.evaluation
+  def figures(state, frozen, batch):
+    params, key = average_of(state), jax.random.key(0)
+    one = lambda mb: per_picture(params, frozen, mb, key)[0].mean()
+    return {"loss": base.in_micro_batches(one, batch, config.accumulate).mean()}
+
+  return base.Assembled(
+    modules.unet,
+    abstract,
+    shardings,
+    initial,
+    lambda number: step,
+    lambda number: figures,
+  )
+
+
+def optimizer_of(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+  """The optimizer, and the moving average that follows it."""
+  return optax.chain(
+    optimizer.make(config.optimizer, config.num_steps),
+    optimizer.averaged(config.ema_decay),
+  )
+
+
 def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   """Assembles the stage on a stage-1 model directory and its sidecars."""
   modules = Modules(config)
@@ -186,13 +218,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   coder = tokenizing.load(config.init_from, mesh, config.dtype, config.unroll)
   frozen, names = _frozen(config, mesh, modules, coder)
   model = coder.model
-  init = modules.init(model.num_patches, model.embed_dim)
-  tx = optax.chain(
-    optimizer.make(config.optimizer, config.num_steps),
-    optimizer.averaged(config.ema_decay),
-  )
-  abstract, shardings, initial = base.born_sharded(init, tx, mesh)
-  step = base.jitted(make_step(modules, model, tx, config), shardings)
+  made = assemble(config, mesh, modules, model)
   checksum = tokenizing.checksum(config.init_from)
   source, held_out = (
     coded.CodedPictures(folder, ratios, checksum)
@@ -201,23 +227,23 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   feed.check_held_out(held_out, config)
 
   def warm(seed):
-    state = initial(seed)
+    state = made.initial(seed)
     if warm_start.folder_of(config):
-      state = _warm(state, shardings, config, mesh, modules, tx)
+      state = _warm(state, made.shardings, config, mesh, modules)
     return state
 
   def batches(position):
     left_out = feed.rows_left_out(config)
-    return feed.DeviceFeed(_rows(source, config, mesh, position), mesh, left_out)
+    return feed.DeviceFeed(
+      coded_rows.rows(source, config, mesh, position), mesh, left_out
+    )
 
-  per_picture = jax.jit(make_loss(modules, model, 0.0))
   decoder = _decoder(config, modules, frozen, ratios)
 
   def evaluate(state):
     params, found, pictures = average_of(state), [], {}
-    for batch in _fixed_batches(held_out, config, mesh):
-      errors, _ = per_picture(params, frozen, batch, jax.random.key(0))
-      found.append({"loss": errors.mean()})
+    for batch in coded_rows.fixed_batches(held_out, config, mesh):
+      found.append(made.figures(0)(state, frozen, batch))
       if not pictures and jax.process_count() == 1:
         shown = _shown(decoder, params, model, frozen, batch)
         pictures["reconstructed"] = shown
@@ -228,18 +254,18 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
 
   return base.Stage(
     mesh=mesh,
-    abstract=abstract,
-    shardings=shardings,
+    abstract=made.abstract,
+    shardings=made.shardings,
     initial=warm,
     frozen=frozen,
-    frozen_names=names | {"codes": checksum},
-    step=lambda number: step,
+    frozen_checksums=names | {"codes": checksum},
+    step=made.step,
     batches=batches,
     before_step=lambda state, number: state,
     evaluate=evaluate,
     finish=finish,
     records=lambda position: feed.record_ids(
-      source, config, position, _order(source, config)
+      source, config, position, coded_rows.order(source, config)
     ),
   )
 
@@ -273,7 +299,7 @@ def _frozen(config, mesh, modules, coder) -> tuple[dict[str, Any], dict[str, str
   return frozen, names
 
 
-def _warm(state, shardings, config, mesh, modules: Modules, tx):
+def _warm(state, shardings, config, mesh, modules: Modules) -> train_state.TrainState:
   """Starts from published weights: the U-Net's, and the head's where there is one."""
   folder, loaded = config.warm_start, {}
   make_unet = pixel_parts.init_unet(modules.unet, 1)
@@ -285,54 +311,9 @@ def _warm(state, shardings, config, mesh, modules: Modules, tx):
     loaded["head"] = pixel_parts.load_part(folder, mesh, "condition", make_head)
   params = state.params | loaded
   with jax.set_mesh(mesh):
-    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    init = optimizer_of(config).init
+    opt_state = jax.jit(init, out_shardings=shardings.opt_state)(params)
   return state.replace(params=params, opt_state=opt_state)
-
-
-def _rows(source, config, mesh, position) -> pipeline.RowFeed:
-  """The host's rows; with several picture sizes, each batch has one of them."""
-  size = config.batch_size
-  local = feed.local_rows(mesh, size)
-  left_out = feed.rows_left_out(config)
-  if len(source.targets) > 1:
-    edges = [edge for span in left_out.spans for edge in span]
-    if any(edge % size for edge in edges):
-      raise ValueError(
-        f"batches hold one picture size: expected config.data.skip to leave out whole"
-        f" batches of {size} rows, got {config.data.skip!r}; widen it to multiples"
-      )
-    if position % size:
-      raise ValueError(
-        f"batches hold one picture size: the position {position} is no multiple of"
-        f" batch_size {size}; resume with the batch size of before"
-      )
-  places = skipping.Order(_order(source, config), left_out)
-  return pipeline.RowFeed(
-    source,
-    size,
-    config.data.shuffle_seed,
-    local,
-    left_out.used(position),
-    threads=config.data_threads,
-    places=places,
-  )
-
-
-def _order(source, config):
-  """The order of the stream; with several picture sizes each batch has one of them."""
-  seed = config.data.shuffle_seed
-  if len(source.targets) > 1:
-    return coded.BatchOrder(source.bucket, config.batch_size, seed)
-  return pipeline.order(source, seed)
-
-
-def _fixed_batches(source, config, mesh):
-  """The first held-out batches of each picture size, always the same."""
-  size, local = config.batch_size, feed.local_rows(mesh, config.batch_size)
-  order = coded.BatchOrder(source.bucket, size, 0)
-  for number in range(min(config.eval_batches, order.per_epoch)):
-    items = [source[order[number * size + row]] for row in local]
-    yield feed.place(pipeline.stack(items), local, size, mesh)
 
 
 def _decoder(config, modules, frozen, ratios) -> pixel_parts.PixelDecoder:

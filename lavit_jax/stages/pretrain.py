@@ -135,13 +135,8 @@ def make_step(
         objective += z_loss * jnp.square(found.normalizer).sum() / count
       return objective, (loss, sums)
 
-    def one(grads, mb):
-      (_, out), new = jax.value_and_grad(loss_fn, has_aux=True)(state.params, mb)
-      return jax.tree.map(jnp.add, grads, new), out
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
     micro = base.micro_batches(batch, accumulate)
-    grads, (loss, sums) = base.over_micro_batches(one, zeros, micro)
+    grads, (_, (loss, sums)) = base.accumulated_gradients(loss_fn, state.params, micro)
     sums = jax.tree.map(lambda x: x.sum(0), sums)
     state, norms = base.apply_gradients(state, grads, tx)
     metrics = {"loss": loss.sum()} | _summary(sums, batch)
@@ -239,7 +234,10 @@ def assemble(
   tx = optimizer.make(config.optimizer, config.num_steps)
   abstract, shardings, initial = base.born_sharded(init, tx, mesh)
   step = base.jitted(step_of(config, model, tower, tx, words), shardings)
-  return base.Assembled(model, abstract, shardings, initial, lambda number: step)
+  figures = evaluation(config, model, tower, words)
+  return base.Assembled(
+    model, abstract, shardings, initial, lambda number: step, lambda number: figures
+  )
 
 
 def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
@@ -252,7 +250,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     config.init_from, mesh, config.dtype, config.unroll
   )
   made = assemble(config, mesh, tower, sizes, words)
-  model, abstract, shardings = made.model, made.abstract, made.shardings
+  abstract, shardings = made.abstract, made.shardings
 
   checksum = tokenizing.checksum(config.init_from)
   data = config.data
@@ -288,41 +286,51 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     shardings=shardings,
     initial=warm,
     frozen=frozen,
-    frozen_names=names | {"codes": checksum},
+    frozen_checksums=names | {"codes": checksum},
     step=made.step,
     batches=batches,
     before_step=lambda state, number: state,
-    evaluate=evaluator(config, mesh, model, tower, frozen, held_out),
+    evaluate=evaluator(config, mesh, made, frozen, held_out),
     finish=finish,
     contents={"tokens": data.row_length, "images": rows.plan.images_per_row},
     records=lambda position: feed.record_ids(rows, config, position),
   )
 
 
-def evaluator(config, mesh: Mesh, model, tower, frozen, held_out, whole=all_train):
+def evaluation(config, model, tower, words: Vocabulary, whole=all_train):
+  """(state, frozen, batch) -> sums of `kind_losses`; arguments as `make_step`."""
+
+  @base.evaluation
+  def sums(state, frozen, batch):
+    parameters = whole(state.params, frozen)
+
+    def one(mb):
+      found = token_loss(
+        model, tower, parameters, frozen, mb, words, config.loss_chunks
+      )
+      return kind_losses(found, mb["target_kind"])
+
+    found = base.in_micro_batches(one, batch, config.accumulate)
+    return jax.tree.map(lambda x: x.sum(), found)
+
+  return sums
+
+
+def evaluator(config, mesh: Mesh, made: base.Assembled, frozen, held_out):
   """Makes the evaluation of a `base.Stage`: losses of held-out rows by kind of target.
 
   Args:
     config: stage config.
     mesh: the mesh.
-    model: the trainable model.
-    tower: the frozen encoder.
+    made: the assembled stage.
     frozen: frozen parameters.
-    held_out: `data.rows.Rows` to look at.
-    whole: see `make_step`.
+    held_out: `data.rows.Rows` to evaluate on.
   """
-
-  @jax.jit
-  def sums(params, frozen, batch):
-    own = whole(params, frozen)
-    words, chunks = held_out.vocabulary, config.loss_chunks
-    found = token_loss(model, tower, own, frozen, batch, words, chunks)
-    return kind_losses(found, batch["target_kind"])
 
   def evaluate(state):
     added = {}
     for batch in feed.fixed_batches(held_out, config, mesh):
-      for name, value in sums(state.params, frozen, batch).items():
+      for name, value in made.figures(0)(state, frozen, batch).items():
         added[name] = added.get(name, 0.0) + float(value)
     return held_out_means(added), {}
 

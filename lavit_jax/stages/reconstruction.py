@@ -111,12 +111,9 @@ def make_step(model, tower, tx: Any, config: ml_collections.ConfigDict, quantize
     book = state.codebook if quantize else None
     loss = _make_loss(model, book, config, kept, total)
 
-    def one(grads, mb):
-      (_, out), new = jax.value_and_grad(loss, has_aux=True)(state.params, *mb)
-      return jax.tree.map(jnp.add, grads, new), out
-
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, (parts, assigned) = base.over_micro_batches(one, zeros, seen)
+    grads, (_, (parts, assigned)) = base.accumulated_gradients(
+      lambda params, mb: loss(params, *mb), state.params, seen
+    )
     metrics = _summary(parts, kept / total, config)
     found = sequence.percentiles(counts, model.num_patches, counts >= 0)
     metrics |= {f"kept_{name}": value for name, value in found.items()}

@@ -33,8 +33,9 @@ FREE_FIELDS = (
   "remat",
   "unroll",
   "loss_chunks",
-  "mesh", "log_every", "eval_every", "checkpoint_every", "eval_batches", "data_threads",
-  "keep", "step_timeout", "end_hung", "skip_limit", "parameters_from", "wandb",
+  "mesh", "rules", "log_every", "eval_every", "checkpoint_every", "eval_batches",
+  "data_threads", "keep", "step_timeout", "end_hung", "skip_limit", "parameters_from",
+  "wandb",
   "decoding", "sampling",  # of the finished model
   "data.skip",  # kept in the log
 )  # fmt: skip
@@ -157,10 +158,11 @@ def _earlier(saved: checkpoint.Checkpoints, step: int) -> int:
 
 def _checked(folder, meta, fields, stage, asked, given: bool) -> dict[str, list]:
   """Compares a checkpoint with what is given now; the fields changed on purpose."""
-  if meta["frozen"] != stage.frozen_names:
+  if meta["frozen"] != stage.frozen_checksums:
     raise ValueError(
       f"the checkpoint in {folder} was trained over frozen parts {meta['frozen']} but"
-      f" config.init_from now holds {stage.frozen_names}; give the same model directory"
+      f" config.init_from now holds {stage.frozen_checksums}; give the same model"
+      " directory"
     )
   paths = ()
   if "data" in meta:  # earlier checkpoints know the paths alone

@@ -88,6 +88,7 @@ def run(
   compile_cache.use(str(folder / "compiled"))
   saved = checkpoint.Checkpoints(workdir, checkpoint.Keep(**config.keep))
   with (
+    sharding.rules(config.get("rules", {})),
     stop.StopRequest() as request,
     watchdog.Watchdog(config.step_timeout, config.end_hung) as dog,
     contextlib.closing(saved),
@@ -105,11 +106,12 @@ def run(
         config, stage, saved, writer, look, request, clock, dog, window
       )
       state = loop.train(parts, state, position, skipped)
+      # What was trained is safe before the last evaluation, whatever becomes of that.
+      dog.enter("checkpoint", config.num_steps)
+      _finish(stage, state, folder / "model")
+      hosts.meet("model written")
       dog.enter("evaluation", config.num_steps)
       saved.note(config.num_steps, loop.evaluated(parts, state, config.num_steps))
-    dog.enter("checkpoint", config.num_steps)
-    _finish(stage, state, folder / "model")
-    hosts.meet("model written")
   return clock.seconds | {"total": clock.total()}
 
 

@@ -14,7 +14,6 @@ import contextlib
 import functools
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from einops import rearrange
@@ -52,9 +51,7 @@ def assemble(
         f" config.model.{name} {config.model[name]}; set it to {expected}"
       )
 
-  def init(key):
-    features = jnp.zeros((1, model.num_patches, model.embed_dim))
-    return model.init(key, features, jnp.ones(features.shape[:2], bool))
+  init = tokenizer_model.init_function(model)
 
   def random_codebook(key):
     rows = jax.random.normal(key, (model.num_codes, model.code_dim))
@@ -69,7 +66,14 @@ def assemble(
     for quantize in (False, True)
   }
   step = lambda number: steps[number >= config.phase_a_steps]
-  return base.Assembled(model, abstract, shardings, initial, step)
+  figures = {
+    quantize: base.evaluation(
+      functools.partial(_figures, model, tower, config, quantize)
+    )
+    for quantize in (False, True)
+  }
+  chosen = lambda number: figures[number > config.phase_a_steps]
+  return base.Assembled(model, abstract, shardings, initial, step, chosen)
 
 
 def check_phases(num_steps: int, phase_a_steps: int) -> None:
@@ -119,15 +123,10 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     book = jax.tree.map(np.asarray, codebook.create(rows))
     return state.replace(codebook=jax.device_put(book, shardings.codebook))
 
-  look = jax.jit(functools.partial(_figures, model, tower), static_argnums=0)
-
   def evaluate(state):
-    quantize = int(state.step) > config.phase_a_steps
-    found, pictures = [], {}
+    run, found, pictures = made.figures(int(state.step)), [], {}
     for batch in feed.fixed_batches(held_out, config, mesh):
-      figures, keep, cosine = look(
-        quantize, state.params, state.codebook, frozen, batch
-      )
+      figures, keep, cosine = run(state, frozen, batch)
       found.append(figures)
       if not pictures and jax.process_count() == 1:
         shown = (batch["image"][:SHOWN], keep[:SHOWN], cosine[:SHOWN])
@@ -156,7 +155,7 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
     shardings=shardings,
     initial=initial,
     frozen=frozen,
-    frozen_names=names,
+    frozen_checksums=names,
     step=made.step,
     batches=batches,
     before_step=before_step,
@@ -187,22 +186,28 @@ def _collect(run, batches, state, frozen, config) -> np.ndarray:
         return np.concatenate(found)[:needed]
 
 
-def _figures(model, tower, quantize, params, book, frozen, batch):
-  features = frozen_parts.patch_features(tower, frozen, batch["image"])
-  z, keep = _codes_input(model, tower, params, frozen, batch)
-  vectors = z
-  if quantize:
-    vectors = book.embedding[codebook.lookup(book.embedding, z)]
-  keep = keep.astype(z.dtype)
-  rebuilt = reconstruction.reconstruct(model, params, vectors, keep)
-  mean = features.mean((0, 1), keepdims=True)
-  cosine = losses.cosine(features, rebuilt)
-  figures = {
-    "cosine": cosine.mean(),
-    "cosine_of_mean": losses.cosine(features, mean).mean(),
-    "kept_share": keep.mean(),
-  }
-  return figures, keep, cosine
+def _figures(model, tower, config, quantize, state, frozen, batch):
+  """Figures of a batch; of its pictures float[B, P] what is kept, and cosines."""
+  features_of = lambda mb: frozen_parts.patch_features(tower, frozen, mb["image"])
+  run = lambda function: base.in_micro_batches(function, batch, config.accumulate)
+  mean = run(lambda mb: features_of(mb).mean((0, 1), keepdims=True)).mean(0)
+
+  def one(mb):
+    features, table = features_of(mb), state.codebook.embedding
+    z, keep = _codes_input(model, tower, state.params, frozen, mb)
+    vectors = table[codebook.lookup(table, z)] if quantize else z
+    keep = keep.astype(z.dtype)
+    rebuilt = reconstruction.reconstruct(model, state.params, vectors, keep)
+    cosine = losses.cosine(features, rebuilt)
+    figures = {
+      "cosine": cosine.mean(),
+      "cosine_of_mean": losses.cosine(features, mean).mean(),
+      "kept_share": keep.mean(),
+    }
+    return figures, (keep, cosine)
+
+  figures, pictures = run(one)
+  return jax.tree.map(lambda x: x.mean(), figures), *base.joined(pictures)
 
 
 def _grid(images: np.ndarray, keep: np.ndarray, cosine: np.ndarray) -> np.ndarray:

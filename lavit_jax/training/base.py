@@ -11,6 +11,7 @@ from einops import rearrange
 from jax.sharding import Mesh
 
 from lavit_jax.core import sharding
+from lavit_jax.layers import linear
 from lavit_jax.training import feed, train_state
 from lavit_jax.training.train_state import TrainState
 
@@ -27,7 +28,7 @@ class Stage:
     shardings: its shardings.
     initial: makes the state of step 0 from a seed.
     frozen: parameters that are read and never trained.
-    frozen_names: checksum of each frozen part, for checkpoints and reports.
+    frozen_checksums: checksum of each frozen part, for checkpoints and reports.
     step: the pure train step (state, frozen, batch, key) -> (state, metrics) of a step
       number; phases of a stage have different ones.
     batches: the feed from a position in rows: yields (batch, next position).
@@ -45,7 +46,7 @@ class Stage:
   shardings: TrainState
   initial: Callable[[int], TrainState]
   frozen: Any
-  frozen_names: dict[str, str]
+  frozen_checksums: dict[str, str]
   step: Callable[[int], Callable]
   batches: Callable[[int], feed.DeviceFeed]
   before_step: Callable[[TrainState, int], TrainState]
@@ -66,6 +67,7 @@ class Assembled:
     shardings: its shardings.
     initial: seed -> state of step 0.
     step: the jitted train step of a step number.
+    figures: the jitted evaluation (state, frozen, batch) -> figures of a step number.
   """
 
   model: Any
@@ -73,6 +75,7 @@ class Assembled:
   shardings: TrainState
   initial: Callable[[int], TrainState]
   step: Callable[[int], Callable]
+  figures: Callable[[int], Callable]
 
 
 def born_sharded(
@@ -92,7 +95,7 @@ def born_sharded(
   Returns:
     Abstract state, its shardings, and seed -> state.
   """
-  _, axes = train_state.abstract_params(init)
+  _, axes = linear.abstract_params(init)
 
   def fresh(key):
     params = train_state.unboxed_init(init)(key)
@@ -123,6 +126,43 @@ def over_micro_batches(
     return jax.lax.scan(function, carry, micro)
   carry, out = function(carry, jax.tree.map(lambda x: x[0], micro))
   return carry, jax.tree.map(lambda x: x[None], out)
+
+
+def joined(micro: Any) -> Any:
+  """Rows of micro-batches in the order of their batch: undoes `micro_batches`."""
+  return jax.tree.map(lambda x: rearrange(x, "a b ... -> (b a) ..."), micro)
+
+
+def in_micro_batches(function: Callable[[Any], Any], batch: Any, accumulate: int):
+  """Results of a function of rows, stacked over micro-batches.
+
+  Evaluation needs no more memory than the step then, which takes as few rows at a time.
+  """
+  micro = micro_batches(batch, accumulate)
+  return over_micro_batches(lambda _, mb: (None, function(mb)), None, micro)[1]
+
+
+def accumulated_gradients(
+  loss: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, micro: Any
+) -> tuple[Any, tuple[jax.Array, Any]]:
+  """Gradients of a batch, one micro-batch at a time.
+
+  Args:
+    loss: (params, micro-batch) -> its share of the batch's loss float32[], and whatever
+      else is wanted of it.
+    params: what trains.
+    micro: of `micro_batches`.
+
+  Returns:
+    The summed gradients; losses float32[a] and the rest, stacked over micro-batches.
+  """
+
+  def one(grads, mb):
+    out, new = jax.value_and_grad(loss, has_aux=True)(params, mb)
+    return jax.tree.map(jnp.add, grads, new), out
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  return over_micro_batches(one, zeros, micro)
 
 
 def apply_gradients(
@@ -158,6 +198,15 @@ def apply_gradients(
 def jitted(step: Callable, shardings: TrainState) -> Callable:
   """Compiles a step with donated state and pinned output shardings."""
   return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
+
+
+def evaluation(function: Callable) -> Callable:
+  """Compiles an evaluation (state, frozen, batch) -> figures.
+
+  All of the state is an argument, used or not: it stays on the devices meanwhile, and a
+  plan of the program counts it.
+  """
+  return jax.jit(function, keep_unused=True)
 
 
 def check_state(state: TrainState, abstract: TrainState, shardings: TrainState) -> None:

@@ -193,7 +193,7 @@ def _save_if_due(
   if stopping or (every and (done % every == 0 or last)):
     meta = {
       "config": json.loads(parts.config.to_json()),
-      "frozen": parts.stage.frozen_names,
+      "frozen": parts.stage.frozen_checksums,
       "data": parts.stage.data_names,
       "code": code_version.code_version(),
       "position": position,

@@ -30,15 +30,6 @@ class TrainState:
   codebook: Any = None
 
 
-def abstract_params(init: Callable, *args: Any) -> tuple[Any, Any]:
-  """Evaluates `init(key, *args)` without memory: abstract arrays and axis names.
-
-  Must run outside `jax.set_mesh`.
-  """
-  boxed = jax.eval_shape(init, jax.random.key(0), *args)["params"]
-  return linear.split_boxes(boxed)
-
-
 def unboxed_init(init: Callable) -> Callable:
   """`init(key, *args)` returning bare arrays."""
   return lambda key, *args: linear.split_boxes(init(key, *args)["params"])[0]

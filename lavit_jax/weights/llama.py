@@ -25,10 +25,21 @@ HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 OPTIONAL = ("*.rotary_emb.inv_freq",)
 # What our module computes; a config that asks for something else is refused.
 FIXED = {
-  "model_type": "llama",
   "hidden_act": "silu",
   "attention_bias": False,
   "mlp_bias": False,
+}
+# What each family has that its config.json does not say, as fields of `Llama`; and the
+# class that transformers loads it with.
+FAMILIES = {
+  "llama": {},
+  "qwen2": {"qkv_bias": True},
+  "qwen3": {"qk_norm": "rms"},
+}
+CLASSES = {
+  "llama": "LlamaForCausalLM",
+  "qwen2": "Qwen2ForCausalLM",
+  "qwen3": "Qwen3ForCausalLM",
 }
 KEPT = (
   "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -42,17 +53,33 @@ GENERATION = "generation_config.json"
 QKV = ("query", "key", "value")
 
 
-def table(vocab_size: int) -> list[Rule]:
+def table(vocab_size: int, qkv_bias: bool = False, qk_norm: str = "none") -> list[Rule]:
   """The table of a model with `vocab_size` real ids.
 
   Args:
     vocab_size: rows of the published embedding and head, without our padding.
+    qkv_bias: see `models.block.Fields`; this and the next.
+    qk_norm: "rms" or "none".
   """
   layer, ours = "model.layers.{i}.", "blocks/"
   maps = {f"self_attn.{name[0]}_proj": f"attention/{name}" for name in QKV}
   maps |= {f"mlp.{name}_proj": f"mlp/{name}" for name in ("gate", "up", "down")}
   out = f"{layer}self_attn.o_proj.weight"
+  more = []
+  if qkv_bias:
+    more += [
+      Rule(
+        f"{layer}self_attn.{n[0]}_proj.bias", f"{ours}attention/{n}/bias", rules.vector
+      )
+      for n in QKV
+    ]
+  if qk_norm != "none":
+    more += [
+      Rule(f"{layer}self_attn.{n[0]}_norm.weight", f"{ours}attention/{n}_norm/scale")
+      for n in ("query", "key")
+    ]
   return [
+    *more,
     Rule(EMBEDDING, "embedding/embedding", _padded_rows(vocab_size)),
     Rule(f"{layer}input_layernorm.weight", f"{ours}attention_norm/scale"),
     *(
@@ -64,6 +91,11 @@ def table(vocab_size: int) -> list[Rule]:
     Rule("model.norm.weight", "norm/scale"),
     Rule(HEAD, "head/kernel", _padded_columns(vocab_size)),
   ]
+
+
+def table_of(fields: Mapping[str, Any], vocab_size: int) -> list[Rule]:
+  """The table of a model with such fields."""
+  return table(vocab_size, fields.get("qkv_bias", False), fields.get("qk_norm", "none"))
 
 
 def _padded_rows(vocab_size: int) -> Transform:
@@ -99,14 +131,19 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: the config asks for what our module does not compute.
   """
   wrong = {k: config[k] for k, v in FIXED.items() if config.get(k, v) != v}
+  family = config.get("model_type", "llama")
+  if family not in FAMILIES:
+    wrong["model_type"] = family
+  if config.get("use_sliding_window"):
+    wrong["use_sliding_window"] = True
   rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
   kind = rope.get("rope_type", rope.get("type", "default"))
   if kind not in ("default", None, "llama3"):
     wrong["rope_scaling"] = rope
   if wrong:
     raise ValueError(
-      f"expected a LLaMA with {FIXED} and plain or llama3 rotary positions, got"
-      f" {wrong}; use a LLaMA, Llama-2 or Llama-3 model"
+      f"expected a model of {', '.join(FAMILIES)} with {FIXED} and plain or llama3"
+      f" rotary positions, got {wrong}; use a LLaMA, Llama-2, Llama-3, Qwen2 or Qwen3"
     )
   try:
     heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
@@ -119,6 +156,7 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
       "mlp_dim": int(config["intermediate_size"]),
       "rope_base": float(rope.get("rope_theta") or config.get("rope_theta") or 1e4),
       "norm_eps": float(config["rms_norm_eps"]),
+      **FAMILIES[family],
     }
     if kind == "llama3":
       sizes["rope_scaling"] = tuple(float(rope[key]) for key in ROPE_KEYS)
@@ -212,7 +250,7 @@ def read(folder: str | os.PathLike, words: Vocabulary | None = None) -> Part:
   ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
   model = Llama(**sizes, **fields)
   target = abstract_params(model, ids, ids, ids, method="everything")
-  params = rules.import_tensors(table(used), source, target)
+  params = rules.import_tensors(table_of(sizes, used), source, target)
   known = text_size(folder) if words is None else words.text_size
   fields["text_size"] = min(known or used, used)
   fields["published"] = {key: config[key] for key in KEPT if key in config}
@@ -235,7 +273,9 @@ def write(part: Part, folder: pathlib.Path, suffix: str, dtype: str | None) -> N
     suffix: ".safetensors" or ".bin".
     dtype: stored dtype, None for that of the part.
   """
-  content = rules.export_tensors(table(part.config["vocab_size"]), part.params)
+  content = rules.export_tensors(
+    table_of(part.config, part.config["vocab_size"]), part.params
+  )
   tied = bool(part.config.get("published", {}).get("tie_word_embeddings"))
   if tied and np.array_equal(*(content[key].read() for key in (EMBEDDING, HEAD))):
     del content[HEAD]
@@ -254,13 +294,16 @@ def config_of(fields: Mapping[str, Any], dtype: str) -> dict[str, Any]:
   """The config.json of a part's fields."""
   published = dict(fields.get("published", {}))
   published.pop("generation", None)
+  own = {k: fields[k] for k in ("qkv_bias", "qk_norm") if k in fields}
+  family = next(name for name, known in FAMILIES.items() if known == own)
   scaling = {}
   if fields.get("rope_scaling"):
     scaling = dict(zip(ROPE_KEYS, fields["rope_scaling"], strict=True))
     scaling[ROPE_KEYS[3]] = int(scaling[ROPE_KEYS[3]])
     scaling = {"rope_scaling": {"rope_type": "llama3"} | scaling}
   return {
-    "architectures": ["LlamaForCausalLM"],
+    "architectures": [CLASSES[family]],
+    "model_type": family,
     **FIXED,
     "hidden_size": fields["embed_dim"],
     "intermediate_size": fields["mlp_dim"],

@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -254,27 +254,66 @@ def load(
       is not what was written.
   """
   finish_check = begin_check(folder, name)
+  index = _checked(folder, name, abstract, below)
+  arrays = _arrays(index, abstract, shardings, dtype)
+  finish_check()
+  return arrays
+
+
+def load_blocks(
+  folder: str | os.PathLike, name: str, abstract: Any, shardings: Any
+) -> Iterator[Any]:
+  """Reads the blocks of a part one after the other, for who keeps no stack of them.
+
+  Args:
+    folder: model directory.
+    name: part.
+    abstract: abstract tree of the stacked blocks; its dtypes are what is read.
+    shardings: a sharding per leaf of one block, without the layer axis.
+
+  Yields:
+    The parameters of each block.
+
+  Raises:
+    ValueError: as `load`.
+  """
+  finish_check = begin_check(folder, name)
+  index = _checked(folder, name, {STACKED: abstract}, (STACKED,))
+  one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), abstract)
+  for layer in range(jax.tree.leaves(abstract)[0].shape[0]):
+    begin = f"{STACKED}.{layer}."
+    block = {k.removeprefix(begin): t for k, t in index.items() if k.startswith(begin)}
+    yield _arrays(block, one, shardings)
+  finish_check()
+
+
+def _checked(folder, name: str, abstract: Any, below: tuple[str, ...]) -> dict:
+  """The tensors of a part by name, if they are what the abstract tree expects."""
   index = {
     key: tensor
     for key, tensor in part_tensors(folder, name).items()
     if not below or key.split(".")[0] in below
   }
-  leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
-  if isinstance(shardings, jax.sharding.Sharding):
-    spread = [shardings] * len(leaves)
-  else:
-    spread = jax.tree.leaves(shardings)
-  problems = _problems(index, leaves)
+  problems = _problems(index, jax.tree_util.tree_flatten_with_path(abstract)[0])
   if problems:
     raise ValueError(
       f"part {name!r} of {folder} does not fit this configuration: "
       + "; ".join(problems)
     )
+  return index
+
+
+def _arrays(index, abstract: Any, shardings: Any, dtype: str | None = None) -> Any:
+  """The tree of arrays that lie where they should."""
+  leaves, structure = jax.tree_util.tree_flatten_with_path(abstract)
+  if isinstance(shardings, jax.sharding.Sharding):
+    spread = [shardings] * len(leaves)
+  else:
+    spread = jax.tree.leaves(shardings)
   arrays = [
     _read(index, [entry.key for entry in path], leaf, s, dtype)
     for (path, leaf), s in zip(leaves, spread, strict=True)
   ]
-  finish_check()
   return jax.tree_util.tree_unflatten(structure, arrays)
 
 

@@ -1,6 +1,7 @@
 """One part of a model: a module's parameters and sizes, as a tree or flat."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -73,8 +74,8 @@ def abstract_params(module: nn.Module, *inputs: Any, **options: Any) -> dict[str
     inputs: arrays, or `jax.ShapeDtypeStruct` for large ones.
     options: e.g. `method`.
   """
-  init = lambda *arrays: module.init(jax.random.key(0), *arrays, **options)
-  return linear.split_boxes(jax.eval_shape(init, *inputs))[0]["params"]
+  init = functools.partial(module.init, **options)
+  return linear.abstract_params(init, *inputs)[0]
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:

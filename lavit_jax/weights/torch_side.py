@@ -47,7 +47,7 @@ def encoder(source: Mapping[str, Any], sizes: Mapping[str, int]) -> Runs:
 
 
 def language(folder: pathlib.Path, sizes: Mapping[str, Any]) -> Runs:
-  """LLaMA by transformers; ids beyond the model's own are not compared."""
+  """The language model by transformers; ids beyond the model's own are not compared."""
   if not parity.has("torch", "transformers"):
     return {}
 
@@ -55,7 +55,7 @@ def language(folder: pathlib.Path, sizes: Mapping[str, Any]) -> Runs:
     import torch
     import transformers
 
-    model = transformers.LlamaForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
       folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
     )
     ids = _tensor(parity.ids_of(sizes)).long()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from lavit_jax.core import sharding
 from lavit_jax.core.contraction import contract
+from lavit_jax.layers import linear, mlp
 
 
 def test_minus_one_takes_the_devices_that_are_left():
@@ -142,3 +144,37 @@ def test_an_axis_may_take_a_part_of_a_side_of_any_torus(kind):
   chips = [Chip(i, 0, (x, y, 0), device_kind=kind) for i, (y, x) in enumerate(places)]
   mesh = sharding.make_mesh({"data": 4, "fsdp": 64}, chips)
   assert mesh.devices.shape == (4, 64, 1, 1) and len(set(mesh.devices.flat)) == 256
+
+
+def exchanges(rows: dict[str, str]) -> tuple[list[str], jax.Array]:
+  """Collectives of a two-layer map over eight devices under other rules, its result."""
+  layer = mlp.Mlp(32, "float32")
+  mesh = sharding.make_mesh({"tensor": 8})
+  x = jnp.arange(4 * 2 * 8, dtype=jnp.float32).reshape(4, 2, 8) / 64
+  init = lambda key: layer.init(key, x)
+  params = linear.split_boxes(init(jax.random.key(0))["params"])[0]
+  abstract, axes = linear.abstract_params(init)
+  with sharding.rules(rows), jax.set_mesh(mesh):
+    spread = sharding.parameter_shardings(abstract, axes, mesh)
+    run = jax.jit(lambda params, x: layer.apply({"params": params}, x))
+    given = (
+      jax.device_put(params, spread),
+      jax.device_put(x, sharding.batch_sharding(mesh)),
+    )
+    text = run.lower(*given).compile().as_text()
+    kinds = re.findall(r"= \S+ (all-reduce|all-gather|reduce-scatter|all-to-all)", text)
+    return sorted(kinds), run(*given)
+
+
+def test_a_rule_of_the_config_changes_the_exchange_and_nothing_else():
+  own, expected = exchanges(dict.fromkeys(sharding.RULES, ""))
+  whole, found = exchanges({"mlp": "none", "act_mlp": "none"})
+  assert own == ["all-reduce"] and not whole
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert exchanges({})[0] == own  # the table is as it was
+
+
+@pytest.mark.parametrize("rows", [{"mlps": "tensor"}, {"mlp": "tensors"}])
+def test_rules_that_do_not_exist_are_refused(rows):
+  with pytest.raises(ValueError, match="expected config.rules"), sharding.rules(rows):
+    pass

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from lavit_jax import infer
+from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import items, text
 from lavit_jax.generate import decoding, tasks
@@ -241,7 +242,7 @@ def test_a_stage_one_directory_tokenizes_but_does_not_write(folders):
 
 
 def test_a_mesh_gives_the_same_captions(model, folders):
-  mesh = api.sharding.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
+  mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
   spread = api.LaVIT.load(folders / "whole", mesh=mesh, batch_size=2)
   images = pictures(2)
   assert spread.caption(images, how=greedy(6)) == model.caption(images, how=greedy(6))

@@ -17,6 +17,7 @@ from configs import pretrain as pretrain_config
 from configs import visual_tokenizer as visual_tokenizer_config
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
+from lavit_jax.layers import linear
 from lavit_jax.models import codebook, lavit, llama, vit
 from lavit_jax.models.visual_tokenizer import VARIANTS, VisualTokenizer
 from lavit_jax.stages import pretrain
@@ -75,7 +76,7 @@ def test_parameter_counts():
   )
   ids = jnp.zeros((1, 4), jnp.int32)
   init = lambda key: model.init(key, ids, ids, ids, method="everything")
-  params, _ = train_state.abstract_params(init)
+  params, _ = linear.abstract_params(init)
   assert WORDS.size == 48_386 and WORDS.padded_size == 48_512
   assert train_state.count(params) == 6_872_649_728
   state, _ = language_state()
@@ -87,7 +88,7 @@ def frozen_encoder():
   """The encoder as stages 1 and 2 keep it, in bfloat16."""
   tower = vit.VisionTransformer(**vit.VARIANTS["g14"])
   image = jnp.zeros((1, 224, 224, 3))
-  params, axes = train_state.abstract_params(lambda key: tower.init(key, image))
+  params, axes = linear.abstract_params(lambda key: tower.init(key, image))
   spread = sharding.parameter_shardings(params, axes, fsdp_mesh())
   stored = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
   return jax.tree.map(stored, params), spread
@@ -127,9 +128,9 @@ def program_text(num_layers: int) -> str:
   config.model.num_layers = num_layers
   model = pretrain.make_model(config, WORDS, TOKENIZER)
   tower = vit.VisionTransformer(**vit.VARIANTS["g14"])
-  params, _ = train_state.abstract_params(lavit.init_function(model, PATCHES))
+  params, _ = linear.abstract_params(lavit.init_function(model, PATCHES))
   image = jnp.zeros((1, 224, 224, 3))
-  encoder, _ = train_state.abstract_params(lambda key: tower.init(key, image))
+  encoder, _ = linear.abstract_params(lambda key: tower.init(key, image))
   length, slots = 512, 2
   row = lambda dtype, *rest: jax.ShapeDtypeStruct((1, *rest), dtype)
   batch = {

@@ -20,6 +20,7 @@ from lavit_jax import LaVIT
 from lavit_jax.core.vocabulary import Vocabulary
 from lavit_jax.data import joined, text
 from lavit_jax.inference import frozen_parts
+from lavit_jax.layers import linear
 from lavit_jax.models import lavit
 from lavit_jax.planning import programs
 from lavit_jax.stages import adapters, finetune, pretrain, stage_run
@@ -44,7 +45,7 @@ def random_adapters(choice: adapters.Choice, std: float = 0.1):
   """Adapters whose product is not zero."""
   everything = lavit.init_function(toy_run.language_model(), toy_run.PATCHES)
   init = adapters.init_function(everything, choice)
-  abstract, _ = train_state.abstract_params(init)
+  abstract, _ = linear.abstract_params(init)
   return toy_run.random_tree(abstract, 7, std)
 
 
@@ -177,7 +178,7 @@ def model_folder(tmp_path_factory, tokenized_data, visual_tokenizer_directory):
   init = lavit.init_function(
     pretrain.make_model(config, words, toy_run.TOKENIZER), toy_run.PATCHES
   )
-  abstract, _ = train_state.abstract_params(init)
+  abstract, _ = linear.abstract_params(init)
   params = jax.tree.map(jnp.asarray, toy_run.random_tree(abstract, 3, 0.05))
   pretrain.save(params, config, words, str(folder))
   return folder

@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from configs import contrastive as contrastive_config
 from lavit_jax.core import sharding
 from lavit_jax.inference import frozen_parts
+from lavit_jax.layers import linear
 from lavit_jax.planning import collectives, cost, programs
 from lavit_jax.stages import contrastive, pixel_decoder, reconstruction
 from lavit_jax.training import train_state
@@ -45,7 +46,7 @@ LEARNED = {(toy_run.PATCHES, toy_run.WIDTH), (toy_run.PATCHES + 1, toy_run.WIDTH
 
 def spread_over(mesh, init, name: str, dtype=None):
   """A frozen part as shapes that lie on the mesh as the stages load it."""
-  abstract, axes = train_state.abstract_params(init)
+  abstract, axes = linear.abstract_params(init)
   found = sharding.parameter_shardings(abstract, axes, mesh)
   return programs.placed(abstract[name], found[name], dtype)
 
@@ -88,7 +89,7 @@ def contrastive_text(mesh) -> str:
   }
   shown = (batch["image"], batch["tokens"], batch["length"])
   init = lambda key: model.init(key, shown[0] / 255, *shown[1:])
-  params, _ = train_state.abstract_params(init)
+  params, _ = linear.abstract_params(init)
   return text_of(mesh, step, init, params, None, batch)
 
 
@@ -121,7 +122,7 @@ def language_text(mesh) -> str:
   batch = toy_run.packed_batch(rows, LENGTH, SLOTS)
   sizes = toy_run.LLAMA | dict(embed_dim=LLAMA_WIDTH)
   step, init = test_meshes.language_step(model=sizes)
-  params, _ = train_state.abstract_params(init)
+  params, _ = linear.abstract_params(init)
   return text_of(mesh, step, init, params, encoder(mesh), batch)
 
 

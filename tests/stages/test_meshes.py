@@ -14,6 +14,7 @@ from configs import visual_tokenizer as config_file
 from lavit_jax.core import sharding
 from lavit_jax.data import items
 from lavit_jax.inference import frozen_parts
+from lavit_jax.layers import linear
 from lavit_jax.models import codebook, lavit, selector, whitening
 from lavit_jax.stages import pretrain, reconstruction
 from lavit_jax.training import base, feed, train_state
@@ -29,7 +30,7 @@ def mesh_of(shape) -> jax.sharding.Mesh:
 
 def shardings_of(init, params, book, mesh):
   """Abstract state and its shardings, with the gradient as optimizer state."""
-  _, axes = train_state.abstract_params(init)
+  _, axes = linear.abstract_params(init)
   tx = toy_run.recorder()
   abstract = jax.eval_shape(lambda p, b: train_state.fresh(p, tx, b), params, book)
   return train_state.state_shardings(abstract, axes, mesh)

@@ -17,6 +17,7 @@ from lavit_jax.data import coded
 from lavit_jax.diffusion import schedule
 from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts
+from lavit_jax.layers import linear
 from lavit_jax.stages import pixel_decoder
 from lavit_jax.training import base, optimizer, train_state
 from lavit_jax.weights import model_directory
@@ -187,7 +188,7 @@ def test_the_full_size_step_has_shapes(variant):
   config = config_file.get_config(variant)
   config.update(dict(accumulate=2, batch_size=4))
   modules = pixel_decoder.Modules(config)
-  abstract, _ = train_state.abstract_params(modules.init(256, 1408))
+  abstract, _ = linear.abstract_params(modules.init(256, 1408))
   expected = {"sd15": 859_520_964, "sdxl": 2_567_463_684}[variant]
   assert train_state.count(abstract["unet"]) == expected
   from lavit_jax.models.visual_tokenizer import VARIANTS, VisualTokenizer
@@ -198,7 +199,7 @@ def test_the_full_size_step_has_shapes(variant):
     lambda key: coder.init(key, jnp.zeros((1, 256, 1408)), jnp.ones((1, 256), bool)),
     jax.random.key(0),
   )["params"]["feature_decoder"]
-  image_vae, _ = train_state.abstract_params(
+  image_vae, _ = linear.abstract_params(
     pixel_parts.init_autoencoder(modules.autoencoder)
   )
   fixed = {
@@ -229,13 +230,13 @@ def test_a_state_from_published_weights_is_split_as_planned(tmp_path):
   """Both moments and the average of the U-Net used to be whole on every device."""
   config = config_of(warm_start=str(tmp_path / "model"))
   modules, mesh = pixel_decoder.Modules(config), sharding.make_mesh({"fsdp": 8})
-  tx = optax.chain(optimizer.make(config.optimizer, 10), optimizer.averaged(0.99))
+  tx = pixel_decoder.optimizer_of(config)
   made = base.born_sharded(modules.init(25, toy_run.WIDTH), tx, mesh)
   abstract, shardings, initial = made
   state = initial(0)
   part = model_directory.Part(state.params["unet"], config.model.unet.to_dict())
   model_directory.save(config.warm_start, {"unet": part})
-  found = pixel_decoder._warm(state, shardings, config, mesh, modules, tx)
+  found = pixel_decoder._warm(state, shardings, config, mesh, modules)
   base.check_state(found, abstract, shardings)
   held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(found))
   assert held == sharding.bytes_per_device(abstract, shardings)

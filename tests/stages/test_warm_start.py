@@ -11,9 +11,9 @@ from configs import pretrain as pretrain_config
 from configs import visual_tokenizer as visual_tokenizer_config
 from lavit_jax.core import sharding
 from lavit_jax.core.vocabulary import Vocabulary
+from lavit_jax.layers import linear
 from lavit_jax.models import codebook, lavit
 from lavit_jax.stages import pretrain, warm_start
-from lavit_jax.training import train_state
 from lavit_jax.training.train_state import TrainState
 from lavit_jax.weights import model_directory, rules
 from lavit_jax.weights.model_directory import Part
@@ -26,7 +26,7 @@ def language_state(mesh):
   """State of step 0 as the stage makes it, with random parameters, and shardings."""
   model = toy_run.language_model()
   init = lavit.init_function(model, toy_run.PATCHES)
-  abstract, axes = train_state.abstract_params(init)
+  abstract, axes = linear.abstract_params(init)
   spread = sharding.parameter_shardings(abstract, axes, mesh)
   params = jax.device_put(toy_run.language_params(), spread)
   fields = dict(step=0, opt_state=None)

@@ -123,7 +123,7 @@ STAGES = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_step_adds_up_rows_in_bfloat16(stage):
   step, init, frozen, batch, book = STAGES[stage]()
-  params, _ = train_state.abstract_params(init)
+  params, _ = linear.abstract_params(init)
   fresh = lambda p, b: train_state.fresh(p, toy_run.recorder(), b)
   state = jax.eval_shape(fresh, params, book)
   program = jax.make_jaxpr(step)(state, frozen, batch, jax.random.key(0))

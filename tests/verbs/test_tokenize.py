@@ -12,7 +12,7 @@ import toy_run
 import toy_shards
 import web_data
 
-from lavit_jax import prepare, tokenize
+from lavit_jax import prepare
 from lavit_jax.core import sharding
 from lavit_jax.data import (
   images,
@@ -24,7 +24,7 @@ from lavit_jax.data import (
   token_figures,
 )
 from lavit_jax.data.sources import fields
-from lavit_jax.inference import frozen_parts, sidecars, tokenizing
+from lavit_jax.inference import frozen_parts, meshes, sidecars, tokenizing
 from lavit_jax.models import codebook, selector, whitening
 
 
@@ -152,7 +152,7 @@ def tokenized_tars(tmp_path_factory, visual_tokenizer_directory):
 
 def test_the_mesh_changes_no_byte(tokenized_tars, visual_tokenizer_directory, tmp_path):
   shutil.copytree(tokenized_tars / "bare", tmp_path / "data")
-  sizes = tokenize.parse_mesh(["fsdp=2", "tensor=2"])
+  sizes = meshes.parse(["fsdp=2", "tensor=2"])
   model = str(visual_tokenizer_directory)
   sidecars.run(model, str(tmp_path / "data"), 8, mesh_sizes=sizes, threads=3)
   assert sidecar_bytes(tmp_path / "data") == sidecar_bytes(tokenized_tars / "out")
@@ -223,10 +223,10 @@ def test_a_picture_that_does_not_decode_keeps_its_place(
 
 
 def test_mesh_axes_are_read_from_words():
-  assert tokenize.parse_mesh(["tensor=2"]) == {"data": -1, "tensor": 2}
-  assert tokenize.parse_mesh(["data=1", "fsdp=-1"]) == {"data": 1, "fsdp": -1}
+  assert meshes.parse(["tensor=2"]) == {"data": -1, "tensor": 2}
+  assert meshes.parse(["data=1", "fsdp=-1"]) == {"data": 1, "fsdp": -1}
   with pytest.raises(ValueError, match="expected a mesh such as"):
-    tokenize.parse_mesh(["tensor"])
+    meshes.parse(["tensor"])
 
 
 def test_another_tokenizer_does_not_continue_a_sidecar(

@@ -193,7 +193,7 @@ def test_rows_are_left_out_of_the_stream():
 def compared(old, new, frozen, *change):
   """Compares a checkpoint's config with that of now."""
   meta = {"frozen": frozen, "config": old}
-  stage = types.SimpleNamespace(frozen_names=frozen)
+  stage = types.SimpleNamespace(frozen_checksums=frozen)
   return resuming._checked("runs/a", meta, new, stage, asked(None, *change), False)
 
 

@@ -4,11 +4,15 @@ import os
 import pickle
 
 import golden_data
+import jax
 import numpy as np
 import published
 import pytest
 
-from lavit_jax.weights import exchange, files, model_directory
+from lavit_jax.core import sharding
+from lavit_jax.core.vocabulary import Vocabulary
+from lavit_jax.generate import serving
+from lavit_jax.weights import exchange, files, model_directory, parity
 
 pytestmark = pytest.mark.judge
 DTYPES = ("float32", "bfloat16")
@@ -85,6 +89,53 @@ def test_llama3_agrees(tmp_path):
   record = exchange.verify("llama", tmp_path / "out", tmp_path / "model")["modules"][0]
   assert record["other_side"] == "torch"
   assert record["largest_deviation"] < ATOL * max(1, record["largest_value"])
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3"])
+def test_other_families_agree_in_training_and_in_serving(tmp_path, family):
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  sizes = dict(vocab_size=100, hidden_size=32, intermediate_size=48, head_dim=16)
+  heads = dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+  if family == "Qwen2":
+    del sizes["head_dim"]  # it has none of its own
+  config = getattr(transformers, f"{family}Config")(**sizes, **heads)
+  model = getattr(transformers, f"{family}ForCausalLM")(config)
+  with torch.no_grad():
+    for p in model.parameters():
+      p += 0.3 * torch.randn(p.shape)
+  model.eval().save_pretrained(tmp_path / "given")
+  exchange.import_model("llama", tmp_path / "given", tmp_path / "model")
+  exchange.export_model("llama", tmp_path / "model", tmp_path / "out")
+  back, report = type(model).from_pretrained(
+    tmp_path / "out", output_loading_info=True, dtype=torch.float32
+  )
+  assert not any(report[kind] for kind in report), report
+  part = model_directory.read_part(tmp_path / "model", "llama")
+  ours, params = parity.llama_module(part.config), parity.whole(part.params)
+  ids = np.random.default_rng(1).integers(0, 100, (2, 9)).astype(np.int32)
+  places, ones = np.arange(9)[None].repeat(2, 0).astype(np.int32), np.ones_like(ids)
+  expected = back(torch.tensor(ids)).logits.detach().numpy()
+  row = (ids, places, ones)
+  packed = golden_data.run(ours, params, *row, method="everything")[..., :100]
+  largest = max(1, np.abs(expected).max())
+  np.testing.assert_allclose(packed, expected, atol=ATOL * largest)
+  mesh = sharding.make_mesh({}, jax.devices()[:1])
+  side = serving.prepare(ours, params, Vocabulary(90, 8), mesh)
+
+  @golden_data.compiled
+  def cached(side):
+    inputs = serving.embed(ours, side.weights, ids[:, :8])
+    first, cache = serving.prefill(
+      ours, side.weights, inputs, ones[:, :8], places[:, :8], 1
+    )
+    last = (cache, ids[:, 8:], places[:, 8:], np.ones((2, 1, 9), bool), 8)
+    return first, serving.extend(ours, side.weights, *last)[0][:, 0]
+
+  for found, at in zip(cached(side), (7, 8), strict=True):
+    np.testing.assert_allclose(found[:, :100], expected[:, at], atol=ATOL * largest)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

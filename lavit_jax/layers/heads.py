@@ -1,7 +1,7 @@
-"""Attention layers that the token merger and the feature decoder share.
+"""Into heads and out of them: the projections of attention on the vision side.
 
-Both project with a bias everywhere. How scores become weights is an argument, since
-that is where the two differ: weigh(float32[B, N, T, S]) -> float32[B, N, T, S].
+Token merger and feature decoder share two whole layers. How scores become weights is an
+argument there, since that is where they differ: weigh(float32[B, N, T, S]) -> the same.
 """
 
 from collections.abc import Callable
@@ -30,6 +30,22 @@ def from_heads(
   return linear.Einsum("btnh,nhd->btd", shape, axes, True, dtype, name=name)
 
 
+def fused(
+  x: jax.Array, num_heads: int, head_dim: int, dtype: str, use_bias: bool = True
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Queries, keys and values [B, T, N, H] of [B, T, D], in one product named qkv."""
+  qkv = linear.Einsum(
+    "btd,dcnh->btcnh",
+    (x.shape[-1], 3, num_heads, head_dim),
+    ("embed", None, "heads", None),
+    use_bias,
+    dtype,
+    name="qkv",
+  )(x)
+  qkv = constrain(qkv, "act_images", None, None, "act_heads", None)
+  return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
 class SelfAttention(nn.Module):
   """Attention with one fused query, key and value projection.
 
@@ -47,16 +63,7 @@ class SelfAttention(nn.Module):
   def __call__(self, x: jax.Array, weigh: Callable) -> jax.Array:
     """Mixes dtype[B, T, D] by `weigh`, same shape out."""
     dim = x.shape[-1]
-    qkv = linear.Einsum(
-      "btd,dcnh->btcnh",
-      (dim, 3, self.num_heads, self.head_dim),
-      ("embed", None, "heads", None),
-      use_bias=True,
-      dtype=self.dtype,
-      name="qkv",
-    )(x)
-    qkv = constrain(qkv, "act_images", None, None, "act_heads", None)
-    query, key, value = (qkv[:, :, i] for i in range(3))
+    query, key, value = fused(x, self.num_heads, self.head_dim, self.dtype)
     weights = weigh(attention.scores(query, key))
     self.sow("intermediates", "weights", weights)
     mixed = attention.mix(weights, value)
