@@ -332,7 +332,7 @@ def test_golden_layout_of_questions():
     slots[i, keep] = arrays["visual"][ends[i] - lens[i] : ends[i]]
     asked.append(prompts.understanding(keep, ids, words))
   length = arrays["vqa_attention_mask"].shape[1]
-  batch = prompts.left_padded(asked, length)
+  batch = prompts.left_padded(asked, length, words.pad)
   np.testing.assert_array_equal(batch.segment_ids, arrays["vqa_attention_mask"])
   for i in range(len(lens)):
     vectors = [
