@@ -349,4 +349,4 @@ def test_golden_layout_of_questions():
 def test_prompts_that_do_not_fit_are_refused():
   words = Vocabulary(text_size=20, num_codes=4)
   with pytest.raises(ValueError, match="at most 3 tokens, got 4"):
-    prompts.left_padded([prompts.drawing([3, 4, 5], words)], 3)
+    prompts.left_padded([prompts.drawing([3, 4, 5], words)], 3, words.pad)
