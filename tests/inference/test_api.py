@@ -188,7 +188,7 @@ def test_captions_equal_the_training_forward_pass(model, folders):
   tree = golden_data.abstract_params(language.model, *arguments, method="everything")[
     "llama"
   ]
-  whole = api.sharding.replicated(model.mesh)
+  whole = sharding.replicated(model.mesh)
   words_side = model_directory.load(folders / "whole", "llama", tree, whole)
   logits = golden_data.run(
     language.model,
