@@ -10,7 +10,6 @@ and how full the rows of its data are. On a pod, run it on every host at once.
 import importlib.metadata
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
+from lavit_jax.core import command_line
 from lavit_jax.data import corpora, pack_plan, records
 from lavit_jax.training import code_version, hosts
 
@@ -34,7 +34,7 @@ VARIABLES = ("JAX_", "XLA_FLAGS", "LIBTPU_", "TPU_", "MEGASCALE_", "SLURM_NTASKS
 def define_flags() -> None:
   """Defines the flags, in this program only: `train` has flags of these names."""
   config_flags.DEFINE_config_file("config", None, "Stage config to look at.")
-  flags.DEFINE_string("workdir", "", "Run directory to look at.")
+  command_line.define_path("workdir", "", "Run directory to look at.")
 
 
 def versions() -> Iterator[str]:
@@ -145,15 +145,15 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
   print("\n".join(versions()), flush=True)
-  try:
+  with command_line.in_sentences():
     hosts.start()
-  except ValueError as error:
-    sys.exit(f"error: {error}")
-  config = flags.FLAGS.config
-  found = [*machines(), *paths(config, flags.FLAGS.workdir)]
-  if config is not None:
-    found += data(config)
-  print("\n".join(found))
+    config = flags.FLAGS.config
+    if config is not None:
+      command_line.home_in(config)
+    found = [*machines(), *paths(config, flags.FLAGS.workdir)]
+    if config is not None:
+      found += data(config)
+    print("\n".join(found))
 
 
 if __name__ == "__main__":

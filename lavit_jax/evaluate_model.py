@@ -20,64 +20,84 @@ from typing import Any
 
 from absl import app, flags
 
+from lavit_jax.core import command_line
 from lavit_jax.evaluate import annotations, benchmark, model_tasks, vqa_protocol
+from lavit_jax.inference import pictures
 from lavit_jax.inference.api import LaVIT
 from lavit_jax.training import hosts
+from lavit_jax.weights import model_directory
+
+# What predicts and sums up, and the settings that stand beside the figures.
+Made = tuple[model_tasks.Made, dict[str, Any]]
 
 
 def make_task(name: str, model: LaVIT, given: Any) -> benchmark.Task:
   """The task of a name; `given` holds the flags."""
-  folder = given.images
-  if name == "caption":
-    return benchmark.Task(
-      *model_tasks.captioning(model, folder, given.prompt, given.target, given.truth),
-      {"prompt": given.prompt, "decoding": model.defaults["caption"]},
-    )
-  if name == "vqa":
-    asked = {"min_new": given.min_new}
-    own, how = benchmark.decoding_of(model, "answer", asked)
-    return benchmark.Task(
-      *model_tasks.answering(model, folder, given.protocol, given.lemmas, how),
-      {
-        "prompt": "Question: {} Answer:",
-        "protocol": given.protocol,
-        "decoding": own,
-        "lemmas": given.lemmas,
-      },
-    )
-  if name == "text_to_image":
-    asked = {"guidance": given.guidance, "top_k": given.top_k}
-    own, how = benchmark.decoding_of(model, "draw", asked)
-    judges = (given.ranker, given.inception)
-    counts = {"n": given.n, "seed": given.seed}
-    found = model_tasks.drawing(model, folder, given.target, *judges, how=how, **counts)
-    facts = {"prompt": "{}", "decoding": own, "ranker": given.ranker or given.model}
-    facts["pixels"] = dataclasses.asdict(model.pixel_decoder.settings)
-    if given.inception:
-      facts["inception"] = benchmark.identity(given.inception)
-    return benchmark.Task(*found, counts | facts)
-  return benchmark.Task(
-    *model_tasks.tokenizing(model, folder), {"selection": "sampled"}
+  made, settings = MADE[name](model, given)
+  picture = lambda entry: annotations.picture_path(given.images, entry)
+  read = lambda entry: pictures.stack(picture(entry), model.image_size)
+  return benchmark.Task(*made, settings, read, picture)
+
+
+def _captioning(model: LaVIT, given: Any) -> Made:
+  folders = (given.images, given.prompt, given.target, given.truth)
+  facts = {"prompt": given.prompt, "decoding": model.defaults["caption"]}
+  return model_tasks.captioning(model, *folders), facts
+
+
+def _answering(model: LaVIT, given: Any) -> Made:
+  own, how = benchmark.decoding_of(model, "answer", {"min_new": given.min_new})
+  made = model_tasks.answering(model, given.images, given.protocol, given.lemmas, how)
+  facts = {"prompt": "Question: {} Answer:", "protocol": given.protocol}
+  return made, facts | {"decoding": own, "lemmas": given.lemmas}
+
+
+def _drawing(model: LaVIT, given: Any) -> Made:
+  asked = {"guidance": given.guidance, "top_k": given.top_k}
+  own, how = benchmark.decoding_of(model, "draw", asked)
+  judges = (given.ranker, given.inception)
+  counts = {"n": given.n, "seed": given.seed}
+  made = model_tasks.drawing(
+    model, given.images, given.target, *judges, how=how, **counts
   )
+  ranker = model_directory.identity(given.ranker or given.model)
+  facts = {"prompt": "{}", "decoding": own, "ranker": ranker}
+  facts["pixels"] = dataclasses.asdict(model.pixel_decoder.settings)
+  if given.inception:
+    facts["inception"] = benchmark.identity(given.inception)
+  return made, counts | facts
+
+
+def _tokenizing(model: LaVIT, given: Any) -> Made:
+  return model_tasks.tokenizing(model, given.images), {"selection": "sampled"}
+
+
+MADE = {
+  "caption": _captioning,
+  "vqa": _answering,
+  "text_to_image": _drawing,
+  "tokenizer": _tokenizing,
+}
 
 
 def define_flags() -> None:
   """Defines the flags, in this program only: other verbs have flags of these names."""
-  flags.DEFINE_string("model", None, "Model directory.", required=True)
-  flags.DEFINE_string("annotations", None, "Annotation file (JSON).", required=True)
-  flags.DEFINE_string("images", None, "Folder of the pictures.", required=True)
-  flags.DEFINE_string("target", None, "Folder to write.", required=True)
+  command_line.define_path("model", None, "Model directory.", required=True)
+  command_line.define_path("annotations", None, "Annotations (JSON).", required=True)
+  command_line.define_path("images", None, "Folder of the pictures.", required=True)
+  command_line.define_path("target", None, "Folder to write.", required=True)
   flags.DEFINE_string("prompt", "", "What a caption continues.")
-  flags.DEFINE_string("truth", "", "COCO file of reference captions, for CIDEr.")
+  command_line.define_path("truth", "", "COCO file of reference captions, for CIDEr.")
   flags.DEFINE_enum("protocol", "vqa", vqa_protocol.PROTOCOLS, "Asking and scoring.")
   flags.DEFINE_bool("lemmas", False, "Lemmatize answers as the reference (spaCy).")
   flags.DEFINE_integer("min_new", None, "Least ids of an answer.", lower_bound=0)
   flags.DEFINE_integer("n", 4, "Drawings per text; the best by score counts.")
-  flags.DEFINE_string("ranker", "", "Imported CLIP that scores; else own stage 0.")
-  flags.DEFINE_string("inception", "", "Weight file of Inception, for the FID.")
+  command_line.define_path("ranker", "", "Imported CLIP that scores; else own stage 0.")
+  command_line.define_path("inception", "", "Weight file of Inception, for the FID.")
   flags.DEFINE_float("guidance", None, "Guidance of the codes.")
   flags.DEFINE_integer("top_k", None, "Codes to sample from.")
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")
+  flags.DEFINE_bool("retry_failed", False, "Try pictures that failed once more.")
   flags.DEFINE_integer("batch_size", 8, "Requests per program call.", lower_bound=1)
 
 
@@ -90,18 +110,25 @@ def main(argv: list[str]) -> None:
       " lavit_jax.evaluate_model vqa --model=DIR --annotations=vqa.json ..."
     )
   name, given = argv[1], flags.FLAGS
-  try:
-    entries = annotations.read(given.annotations, name)
+  with command_line.in_sentences():
+    entries = annotations.read(
+      given.annotations, name, given.protocol if name == "vqa" else ""
+    )
     hosts.start()
     model = LaVIT.load(given.model, seed=given.seed, batch_size=given.batch_size)
     task = make_task(name, model, given)
-    made = benchmark.run(
-      name, task, entries, given.annotations, given.model, given.target
-    )
-  except ValueError as error:
-    sys.exit(f"error: {error}")
+    facts = benchmark.facts_of(model)
+    where = (given.annotations, facts, given.target, given.retry_failed)
+    made = benchmark.run(name, task, entries, *where)
   if made is not None:
     print(json.dumps(made["figures"], indent=2))
+    for own in made["failed"]["first"]:
+      print(f"failed: {own['id']}: {own['error']}", file=sys.stderr)
+    if made["failed"]["count"]:
+      sys.exit(
+        f"error: {made['failed']['count']} pictures could not be read and stand in no"
+        " figure; mend them and give --retry_failed, or leave them out"
+      )
 
 
 if __name__ == "__main__":

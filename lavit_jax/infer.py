@@ -1,12 +1,15 @@
 """Inference: `python -m lavit_jax.infer VERB --model=DIR ...`.
 
-    caption      --images=a.png,b.png [--prompts="A photo of"]    prints a line each
+    caption      --images=a.png,photos [--prompts="A photo of"]   prints a line each
     answer       --images=a.png --questions="What color is it?"   prints a line each
     draw         --prompts="a red circle" --target=DIR [--n=4 --guidance=2 --seed=0]
     reconstruct  --images=a.png,b.png --target=DIR
-    batch        --requests=in.jsonl --target=out.jsonl           resumes after a stop
+    batch        --requests=in.jsonl --target=out.jsonl           resumes after a stop;
+                 --retry_failed does lines again that were errors
 
+--images takes files, folders and patterns, joined by commas or one behind the other.
 --prompts and --questions may be given several times; one image serves all questions.
+A picture that cannot be read is named and left out, and the exit status is then 1.
 draw takes --images too: their codes then stand before each prompt, or alone.
 
 How ids are chosen stands in the model directory; --min_new and --max_new change it,
@@ -19,6 +22,7 @@ features: it writes one .npz per picture and, with the toy world's word heads, a
 PNG of the color that each patch is read as.
 """
 
+import itertools
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -28,9 +32,10 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
+from lavit_jax.core import command_line
 from lavit_jax.generate import decoding, pixels
 from lavit_jax.generate.beam import MAX_BEAMS
-from lavit_jax.inference import jobs, ranking, sheet
+from lavit_jax.inference import jobs, pictures, ranking, sheet
 from lavit_jax.inference.api import LaVIT
 
 PIXELS_NOTE = "visual codes and features only: this model has no pixel decoder"
@@ -39,16 +44,18 @@ CHECKER_NOTE = "image checker: off, a model directory has no weights for one"
 
 def define_flags() -> None:
   """Defines the flags, in this program only: other verbs have flags of these names."""
-  flags.DEFINE_string("model", None, "Model directory.", required=True)
-  flags.DEFINE_list("images", [], "Pictures, joined by commas.")
+  command_line.define_path("model", None, "Model directory.", required=True)
+  flags.DEFINE_multi_string("images", [], "Pictures, folders or patterns.")
   flags.DEFINE_multi_string("prompts", [], "Text to draw or to continue.")
   flags.DEFINE_multi_string("questions", [], "Questions about the images.")
-  flags.DEFINE_string("target", None, "Folder for drawings, or file of results.")
-  flags.DEFINE_string("requests", None, "JSONL file of requests (docs/generation.md).")
+  command_line.define_path("target", None, "Folder for drawings, or file of results.")
+  command_line.define_path("requests", None, "JSONL file (docs/generation.md).")
   flags.DEFINE_bool("stream", False, "Print a caption while it is written, greedily.")
   flags.DEFINE_integer("n", 1, "Drawings per prompt.", lower_bound=1)
   flags.DEFINE_bool("keep_best", False, "Keep the best of n, as --ranker sees it.")
-  flags.DEFINE_string("ranker", "", "Imported CLIP, or model directory; own stage 0.")
+  command_line.define_path(
+    "ranker", "", "Imported CLIP or model directory; own stage 0."
+  )
   flags.DEFINE_integer(
     "beams", None, "Of captions and answers; 1 is greedy.", 1, MAX_BEAMS
   )
@@ -64,6 +71,7 @@ def define_flags() -> None:
   flags.DEFINE_integer("steps", 0, "Steps of the solver; 0 takes the model's own.")
   flags.DEFINE_float("pixel_guidance", 0.0, "As --guidance, of pixels; 0 the model's.")
   flags.DEFINE_integer("seed", 0, "Seed of drawing.")
+  flags.DEFINE_bool("retry_failed", False, "Try lines of --target that failed again.")
   flags.DEFINE_integer("batch_size", 8, "Requests per program call.", lower_bound=1)
 
 
@@ -79,12 +87,18 @@ def caption(model: LaVIT, given: flags.FlagValues) -> None:
         " before its end; leave one of them out"
       )
     how = model.how("caption", **_numbers("caption", given) | {"beams": 1})
-    for image in images:
-      _print_stream(image, model.stream(image, prompts[0], how))
-    return
+    readable = _Readable(model, images)
+    for image, pixels in readable:
+      _print_stream(image, model.stream(pixels, prompts[0], how))
+    return readable.end()
   how = model.how("caption", **_numbers("caption", given))
-  for image, text in zip(images, model.caption(images, prompts[0], how)):
-    print(f"{image}: {text}")
+  readable = _Readable(model, images)
+  coming = iter(readable)
+  while shown := list(itertools.islice(coming, CHUNK)):
+    names, pixels = zip(*shown)
+    for image, text in zip(names, model.caption(list(pixels), prompts[0], how)):
+      print(f"{image}: {text}", flush=True)
+  readable.end()
 
 
 def _print_stream(image: str, texts: Iterator[str]) -> None:
@@ -100,14 +114,29 @@ def _print_stream(image: str, texts: Iterator[str]) -> None:
 def answer(model: LaVIT, given: flags.FlagValues) -> None:
   """Prints an answer to each question."""
   images, questions = _needed(given, "images"), _needed(given, "questions")
+  if len(images) not in (1, len(questions)):
+    raise ValueError(
+      f"expected one picture, or one for each of {len(questions)} questions, got"
+      f" {len(images)}; name as many"
+    )
   how = model.how("answer", **_numbers("answer", given))
-  for question, text in zip(questions, model.answer(images, questions, how)):
-    print(f"{question} {text}")
+  readable = _Readable(model, images)
+  shown = dict(readable)
+  asked = [
+    (own, image)
+    for own, image in zip(questions, images * (len(questions) // len(images)))
+    if image in shown
+  ]
+  if asked:
+    own, pixels = [q for q, _ in asked], [shown[image] for _, image in asked]
+    for question, text in zip(own, model.answer(pixels, own, how)):
+      print(f"{question} {text}")
+  readable.end()
 
 
 def draw(model: LaVIT, given: flags.FlagValues) -> None:
   """Writes drawings of each prompt."""
-  target, shown = _needed(given, "target"), [pathlib.Path(i) for i in given.images]
+  target, shown = _needed(given, "target"), [pathlib.Path(i) for i in _images(given)]
   texts = given.prompts if shown else _needed(given, "prompts")
   prompts = [[*shown, text] for text in texts] or [shown]
   names = [" + ".join([*(i.name for i in shown), *p[len(shown) :]]) for p in prompts]
@@ -128,17 +157,21 @@ def draw(model: LaVIT, given: flags.FlagValues) -> None:
 
 def reconstruct(model: LaVIT, given: flags.FlagValues) -> None:
   """Writes each image again, from its codes."""
-  images, target = _needed(given, "images"), _needed(given, "target")
+  readable = _Readable(model, _needed(given, "images"))
+  target, images = _needed(given, "target"), [path for path, _ in readable]
+  if not images:
+    return readable.end()
   codes = [found["codes"] for found in model.tokenize(images)]
   if not model.has_pixels:
     _write_features(model, codes, images, target)
-    return
+    return readable.end()
   made = model.reconstruct(images, given.ratio, **_sampling(model, given))
   pairs, labels = [], []
   for path, picture, own in zip(images, made, codes):
     pairs += [Image.open(path), picture]
     labels += [pathlib.Path(path).name, f"from {len(own)} codes"]
   _write(made, images, target, sheet.make(pairs, labels, 4))
+  readable.end()
 
 
 def _numbers(task: str, given: flags.FlagValues) -> dict[str, float | None]:
@@ -164,9 +197,13 @@ def _sampling(model: LaVIT, given: flags.FlagValues) -> dict[str, Any]:
 
 def batch(model: LaVIT, given: flags.FlagValues) -> None:
   """Answers a file of requests, line by line."""
-  jobs.run(model, _needed(given, "requests"), _needed(given, "target"))
+  files = _needed(given, "requests"), _needed(given, "target")
+  found = jobs.run(model, *files, given.retry_failed)
+  print(f"{found['done']} requests done, {found['failed']} of them failed")
 
 
+CHUNK = 256  # pictures in memory at a time
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 SAMPLING = ("guidance", "temperature", "top_k", "top_p")
 WRITING = ("beams", "min_new", "max_new")
 DECODING_FLAGS = (*WRITING, *SAMPLING)
@@ -180,7 +217,7 @@ FLAGS = {
     *("min_new", "max_new", *SAMPLING),
   ),
   "reconstruct": ("images", *PAINTING),
-  "batch": ("requests", "target", "seed"),
+  "batch": ("requests", "target", "seed", "retry_failed"),
 }
 VERBS = {
   "caption": caption,
@@ -204,10 +241,40 @@ def check_flags(verb: str, given: flags.FlagValues) -> None:
 
 
 def _needed(given: flags.FlagValues, name: str):
-  value = getattr(given, name)
+  value = _images(given) if name == "images" else getattr(given, name)
   if not value:
     raise ValueError(f"expected --{name} for this verb, got none; see --help")
   return value
+
+
+def _images(given: flags.FlagValues) -> list[str]:
+  return command_line.expand(given.images, PICTURES)
+
+
+class _Readable:
+  """Pictures of paths that can be read; the others are named as they come."""
+
+  def __init__(self, model: LaVIT, paths: list[str]):
+    self.size, self.paths, self.failed = model.image_size, paths, 0
+
+  def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each path with u8[size, size, 3]."""
+    for path in self.paths:
+      try:
+        found = pictures.stack(path, self.size)[0]
+      except (ValueError, OSError) as error:
+        self.failed += 1
+        print(f"failed: {error}", file=sys.stderr)
+      else:
+        yield path, found
+
+  def end(self) -> None:
+    """Ends with an error where pictures were left out."""
+    if self.failed:
+      raise ValueError(
+        f"{self.failed} of {len(self.paths)} pictures could not be read and were left"
+        " out; replace them or leave them out"
+      )
 
 
 def _write(made, labels: list[str], folder: str, overview: Image.Image) -> None:
@@ -248,18 +315,20 @@ def _painted(model: LaVIT, features: np.ndarray) -> list[np.ndarray]:
 
 def main(argv: list[str]) -> None:
   """Command line entry."""
-  if len(argv) != 2 or argv[1] not in VERBS:
+  if len(argv) < 2 or argv[1] not in VERBS:
     raise app.UsageError(
       f"expected one of {', '.join(VERBS)}, got {' '.join(argv[1:]) or 'nothing'};"
       f" for example: python -m lavit_jax.infer caption --model=DIR --images=a.png"
     )
   given = flags.FLAGS
-  try:
+  with command_line.in_sentences():
+    if argv[2:]:  # a pattern that the shell has written out
+      if "images" not in FLAGS[argv[1]] or not given.images:
+        raise ValueError(f"expected flags behind {argv[1]}, got {' '.join(argv[2:])}")
+      given.images = [*given.images, *argv[2:]]
     check_flags(argv[1], given)
     model = LaVIT.load(given.model, seed=given.seed, batch_size=given.batch_size)
     VERBS[argv[1]](model, given)
-  except ValueError as error:
-    sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ is no train step, or phase a of stage 1 (train_a).
 
 import json
 import pathlib
-import sys
 from typing import Any
 
 import ml_collections
@@ -24,6 +23,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from lavit_jax import train
+from lavit_jax.core import command_line
 from lavit_jax.planning import (
   layout_sweep,
   pod_plan,
@@ -35,20 +35,20 @@ from lavit_jax.planning.topology import Topology
 TOPOLOGY = flags.DEFINE_string("topology", None, "Pod, e.g. v5p:4x4x4 or v5e-64.")
 SLICES = flags.DEFINE_integer("slices", 1, "Slices joined by the network.")
 PRICE = flags.DEFINE_float("price", 0.0, "Price of a chip-hour, for the receipt.")
-JSON = flags.DEFINE_string("json", "", "File for the figures.")
-CACHE = flags.DEFINE_string("cache", "", "Folder of plans, found again by program.")
+JSON = command_line.define_path("json", "", "File for the figures.")
+CACHE = command_line.define_path("cache", "", "Folder of plans, by program.")
 PROGRAM = flags.DEFINE_enum("program", "train", pod_plan.KINDS, "What to compile.")
 DRAFT = flags.DEFINE_bool("draft", False, "Compile fast; predict no time.")
 ROWS = flags.DEFINE_integer("rows", 64, "Pictures or sequences of a serving program.")
 SWEEP = flags.DEFINE_integer("sweep", 0, "Compile this many layouts and compare them.")
-HTML = flags.DEFINE_string("html", "sweep.html", "Page of a sweep.")
+HTML = command_line.define_path("html", "sweep.html", "Page of a sweep.")
 COMPARE = flags.DEFINE_list("compare", [], "Two JSON files of plans: a.json,b.json.")
 
 
 def main(argv: list[str]) -> None:
   """Command line entry."""
   topology.without_chips()
-  try:
+  with command_line.in_sentences():
     if COMPARE.value:
       return print(summary.comparison(*_pair([*COMPARE.value, *argv[1:]])))
     if len(argv) > 1:
@@ -65,8 +65,6 @@ def main(argv: list[str]) -> None:
       asked = (PRICE.value, CACHE.value, PROGRAM.value, ROWS.value, DRAFT.value)
       plan = pod_plan.make(train.CONFIG.value, pod, *asked)
       print(summary.page(plan))
-  except ValueError as error:
-    sys.exit(f"error: {error}")
   if JSON.value:
     pathlib.Path(JSON.value).write_text(json.dumps(plan, indent=2))
 

@@ -27,10 +27,10 @@ by figures is chosen on "validation"; "test" is for the figures that are stated.
 
 import contextlib
 import os
-import sys
 
 from absl import app, flags
 
+from lavit_jax.core import command_line
 from lavit_jax.data import (
   bad,
   choosing,
@@ -45,7 +45,6 @@ from lavit_jax.data import (
   workers,
 )
 from lavit_jax.data.sources import fields as naming
-from lavit_jax.data.sources import inputs
 
 SOURCE = flags.DEFINE_enum(
   "source", "toy", ["toy", *conversion.SOURCES], "Kind of the input."
@@ -218,7 +217,7 @@ def _choice(holdout: float = 0.0, held: bool = False) -> choosing.Choice:
 
 def _prepare_side(target: str, choice: choosing.Choice, share: shares.Share) -> None:
   """Prepares one folder and says what is in it."""
-  given = [one for text in INPUT.value for one in inputs.split(text)]
+  given = [one for text in INPUT.value for one in command_line.split(text)]
   if not given:
     raise ValueError("expected inputs, got none; name files or folders with --input")
   root = os.path.expanduser(IMAGE_ROOT.value)
@@ -250,10 +249,8 @@ def main(argv: list[str]) -> None:
   """Command line entry."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
-  try:
+  with command_line.in_sentences():
     _prepare()
-  except (ValueError, OSError) as error:  # OSError: a full disk, missing rights
-    sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

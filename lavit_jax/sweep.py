@@ -8,12 +8,11 @@ of zero, which takes the same time. With --topology the table also has the predi
 `plan` for the same layout. Writes sweep.json, sweep.md and sweep.png.
 """
 
-import sys
-
 import jax
 from absl import app, flags
 
 from lavit_jax import train
+from lavit_jax.core import command_line
 from lavit_jax.planning import measured_sweep
 
 LAYOUTS = flags.DEFINE_list("layouts", [], "Layouts such as 1x8x1x1; all when empty.")
@@ -27,14 +26,12 @@ def main(argv: list[str]) -> None:
   """Command line entry."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}; use --config.FIELD=VALUE")
-  try:
+  with command_line.in_sentences():
     chosen = [
       measured_sweep.parse(text) for text in LAYOUTS.value
     ] or measured_sweep.layouts(jax.device_count())
     config, workdir = train.CONFIG.value, train.WORKDIR.value
     rows = measured_sweep.run(config, chosen, STEPS.value, TOPOLOGY.value, workdir)
-  except ValueError as error:
-    sys.exit(f"error: {error}")
   print(measured_sweep.table(rows))
 
 

@@ -9,17 +9,17 @@ is unlike what the model was trained on is named.
 """
 
 import os
-import sys
 
 import jax
 from absl import app, flags
 
+from lavit_jax.core import command_line
 from lavit_jax.data import shards, shares, token_figures
 from lavit_jax.inference import sidecars
 from lavit_jax.training import hosts
 
-MODEL = flags.DEFINE_string("model", None, "Model directory with a visual tokenizer.")
-DATA = flags.DEFINE_string("data", None, "Prepared folder; codes go to DATA/codes.")
+MODEL = command_line.define_path("model", None, "Model with a visual tokenizer.")
+DATA = command_line.define_path("data", None, "Prepared folder; codes go to it.")
 DTYPE = flags.DEFINE_string("dtype", "", "Compute dtype; that of inference if empty.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Pictures per device batch.")
 MESH = flags.DEFINE_list("mesh", ["data=-1"], "Mesh of this host, such as tensor=2.")
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
   """Command line entry."""
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments {argv[1:]}")
-  try:
+  with command_line.in_sentences():
     part = shares.parse(PART.value, os.environ)
     hosts.start()
     found = sidecars.run(
@@ -71,8 +71,6 @@ def main(argv: list[str]) -> None:
       target=TARGET.value,
       part=part,
     )
-  except ValueError as error:
-    sys.exit(f"error: {error}")
   print(f"host {jax.process_index()}: {found['images_per_second']:.1f} images/s")
   if "count" in found:
     print(f"{found['count']} records, {found['visual_tokens']} visual tokens")

@@ -16,6 +16,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from lavit_jax.core import command_line
 from lavit_jax.planning import programs, topology
 from lavit_jax.stages import (
   resuming,
@@ -41,7 +42,7 @@ RESUME_STEP = flags.DEFINE_integer(
 CHANGE = flags.DEFINE_list(
   "change", [], "Config fields that a resumed run may change, e.g. num_steps."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; resumed if it exists.")
+WORKDIR = command_line.define_path("workdir", None, "Run folder; resumed if it exists.")
 
 
 def _report_without_devices(config: ml_collections.ConfigDict, count: int) -> None:
@@ -74,10 +75,13 @@ def _patch_painter(config: ml_collections.ConfigDict) -> samples.PatchPainter | 
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; a misspelt config field ends in one sentence."""
   try:
-    return app.parse_flags_with_usage(argv)
+    left = app.parse_flags_with_usage(argv)
   except AttributeError as error:
     reason = str(error).strip("'").replace("\\n", "; ").replace("\\'", "'")
     sys.exit(f"error: the config has no field {reason}")
+  if CONFIG.value is not None:
+    command_line.home_in(CONFIG.value)
+  return left
 
 
 def main(argv: list[str]) -> None:
@@ -86,15 +90,13 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments {argv[1:]}; use --config.FIELD=VALUE")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # checkpointing logs every file at INFO
-  try:
+  with command_line.in_sentences():
     if REPORT_MESH.value:
       return _report_without_devices(CONFIG.value, REPORT_MESH.value)
     hosts.start()
     paint = _patch_painter(CONFIG.value)
     asked = resuming.Asked(RESUME_STEP.value, tuple(CHANGE.value))
     seconds = stage_run.run(CONFIG.value, WORKDIR.value, PROFILE.value, paint, asked)
-  except ValueError as error:
-    sys.exit(f"error: {error}")
   if hosts.is_primary():
     print(f"finished in {seconds['total']:.0f} s: {WORKDIR.value}")
 

@@ -150,7 +150,7 @@ def _drawings(right, rng):
     picture = scenes.draw(world.Scene((request.drawn,), "bright")).image
     facts = words(*request.expected), words(*reading.names(row))
     examples.append(
-      findings.grid_example(reading, row, request.prompt, picture, *facts)
+      findings.grid_example(reading, row, request.prompt, picture, *facts, range(5))
     )
   return examples, figures
 

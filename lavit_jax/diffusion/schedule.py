@@ -26,6 +26,8 @@ STABLE_DIFFUSION = dict(
 )
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "linspace", "trailing")
+# How diffusers' solvers spread their steps where a config does not say.
+SILENT_SPACING = {"ddim": "leading", "multistep": "linspace"}
 # Options that change the noise or the samples, and that no published LaVIT uses.
 _OFF = (
   "clip_sample", "rescale_betas_zero_snr", "thresholding", "trained_betas",
@@ -51,15 +53,18 @@ class Schedule:
     alphas_cumprod: float32[num_train_timesteps] share of the picture's variance.
     final_alpha: float32[] share after the last sampling step.
     prediction: what the model predicts, one of `PREDICTIONS`.
-    spacing: how sampling steps are spread, one of `SPACINGS`.
+    spacing: how sampling steps are spread, one of `SPACINGS`; None where the config
+      does not say, and each solver has its own.
     steps_offset: added to the sampling steps of the "leading" spacing.
+    clips: whether DDIM would clip clean samples: its default where a config is silent.
   """
 
   alphas_cumprod: np.ndarray
   final_alpha: np.ndarray
   prediction: str = flax.struct.field(pytree_node=False)
-  spacing: str = flax.struct.field(pytree_node=False)
+  spacing: str | None = flax.struct.field(pytree_node=False)
   steps_offset: int = flax.struct.field(pytree_node=False)
+  clips: bool = flax.struct.field(pytree_node=False, default=False)
 
   @property
   def num_train_timesteps(self) -> int:
@@ -82,7 +87,7 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     wrong |= {key: v for key, v in multistep.items() if v != _MULTISTEP[key]}
   chosen = {
     "prediction_type": (config.get("prediction_type", "epsilon"), PREDICTIONS),
-    "timestep_spacing": (config.get("timestep_spacing", "leading"), SPACINGS),
+    "timestep_spacing": (config.get("timestep_spacing"), (*SPACINGS, None)),
   }
   wrong |= {key: value for key, (value, known) in chosen.items() if value not in known}
   if wrong:
@@ -98,7 +103,8 @@ def from_config(config: Mapping[str, Any]) -> Schedule:
     final_alpha=np.float32(1) if whole else alphas[0],
     prediction=chosen["prediction_type"][0],
     spacing=chosen["timestep_spacing"][0],
-    steps_offset=config.get("steps_offset", 0),
+    steps_offset=config.get("steps_offset") or 0,
+    clips="clip_sample" not in config,
   )
 
 
@@ -128,9 +134,10 @@ def timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
   """
   count = schedule.num_train_timesteps
   check_num_steps(schedule, num_steps)
-  if schedule.spacing == "linspace":
+  spacing = schedule.spacing or SILENT_SPACING["ddim"]
+  if spacing == "linspace":
     steps = np.linspace(0, count - 1, num_steps).round()[::-1]
-  elif schedule.spacing == "leading":
+  elif spacing == "leading":
     steps = np.arange(num_steps)[::-1] * (count // num_steps) + schedule.steps_offset
   else:
     steps = np.arange(count, 0, -count / num_steps).round() - 1
@@ -151,9 +158,10 @@ def multistep_timesteps(schedule: Schedule, num_steps: int) -> np.ndarray:
   """
   count = schedule.num_train_timesteps
   check_num_steps(schedule, num_steps)
-  if schedule.spacing == "linspace":
+  spacing = schedule.spacing or SILENT_SPACING["multistep"]
+  if spacing == "linspace":
     steps = np.linspace(0, count - 1, num_steps + 1).round()[:0:-1]
-  elif schedule.spacing == "leading":
+  elif spacing == "leading":
     steps = np.arange(num_steps, 0, -1) * (count // (num_steps + 1))
     steps = steps + schedule.steps_offset
   else:

@@ -59,7 +59,15 @@ def ddim(schedule: Schedule, num_steps: int) -> Steps:
   Args:
     schedule: the noise schedule, with its spacing and offset.
     num_steps: model evaluations.
+
+  Raises:
+    ValueError: the config left clip_sample to DDIM's default, which is to clip.
   """
+  if schedule.clips:
+    raise ValueError(
+      "expected clip_sample: false in the scheduler config for DDIM, got none, which"
+      " means true; add it where the model was trained on latents, or sample with dpm"
+    )
   timesteps = schedules.timesteps(schedule, num_steps)
   # A step leads one stride further, wherever the offset and rounding put it.
   following = timesteps - schedule.num_train_timesteps // num_steps

@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -32,14 +32,30 @@ def score(results: pathlib.Path, truth: str) -> dict[str, Any]:
     references = _references(COCO, truth, [entry["image_id"] for entry in said])
     try:
       words = PTBTokenizer()
-      truths = words.tokenize(references)
-      found = words.tokenize({entry["image_id"]: [entry] for entry in said})
+      truths = words.tokenize(one_line_each(references))
+      found = {entry["image_id"]: [entry] for entry in said}
+      found = words.tokenize(one_line_each(found))
     except OSError as error:
       raise ValueError(
         f"expected Java, which cuts captions into words here, got: {error}; install a"
         " Java runtime, or leave out --truth"
       ) from error
     return _scores(truths, found)
+
+
+def one_line_each(
+  found: Mapping[int, Sequence[Mapping[str, Any]]],
+) -> dict[int, list[dict]]:
+  """Captions without line breaks of any kind.
+
+  The tokenizer gets one caption a line. It sees an end of line in signs that no editor
+  shows as one ("\\r", U+2028 and others), and every later caption would stand beside
+  another picture.
+  """
+  return {
+    number: [dict(one, caption=" ".join(one["caption"].splitlines())) for one in own]
+    for number, own in found.items()
+  }
 
 
 def _references(reader, truth: str, numbers: list[int]) -> dict[int, list[dict]]:

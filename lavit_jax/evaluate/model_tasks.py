@@ -98,6 +98,8 @@ def drawing(
 
   def predict(entries):
     drawn.mkdir(parents=True, exist_ok=True)
+    for path in _paths(folder, entries):  # a bad one is named before hours of drawing
+      pictures.stack(path, model.image_size)
     texts = [entry["text"] for entry in entries]
     best = ranking.keep_best(model.draw(texts, n=n, **how), texts, scorer)
     for entry, (picture, _) in zip(entries, best):

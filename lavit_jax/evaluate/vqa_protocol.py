@@ -4,7 +4,7 @@ Reference facts, section 10. VQAv2 and OK-VQA compare with ten annotators; GQA c
 exactly with one answer; VizWiz asks first whether a question can be answered.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lavit_jax.evaluate import annotations, vqa
@@ -52,4 +52,5 @@ def score(protocol: str, prediction: str, entry: dict[str, Any]) -> float:
       f"expected one answer to question {entry['question_id']} of GQA, got"
       f" {len(given)}; choose another --protocol"
     )
-  return float(vqa.normalize(prediction) == given[0])
+  true = given[0]["answer"] if isinstance(given[0], Mapping) else given[0]
+  return float(vqa.normalize(prediction) == true)

@@ -1,6 +1,8 @@
 """Pictures as callers give them, squashed as `prepare` and `tokenize` see them."""
 
+import os
 import pathlib
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 
 from lavit_jax.data import images
 
+SAMPLE = 65_536  # bytes of each end of a file that tell it from another
 Picture = Image.Image | np.ndarray | str | pathlib.Path
 
 
@@ -25,10 +28,31 @@ def _squash(picture: Picture, size: int) -> np.ndarray:
     path = pathlib.Path(picture)
     if not path.is_file():
       raise ValueError(f"expected a picture at {path}, found no file; check the path")
-    return images.decode(path.read_bytes(), size)
+    try:
+      return images.decode(path.read_bytes(), size)
+    except (ValueError, OSError) as error:
+      raise ValueError(
+        f"expected a picture at {path}, got one that cannot be read ({error});"
+        " replace it or leave it out"
+      ) from error
   if isinstance(picture, Image.Image):
     picture = np.asarray(images.to_rgb(images.upright(picture)))
   return images.resize(np.asarray(picture), size)
+
+
+def stamp(path: str | pathlib.Path) -> str:
+  """Tells a picture file from another by its size and a sample; "" if it is not there.
+
+  Reading every byte again would double the traffic of a run that is resumed.
+  """
+  try:
+    with open(path, "rb") as file:
+      head = file.read(SAMPLE)
+      size = file.seek(0, os.SEEK_END)
+      file.seek(max(size - SAMPLE, 0))
+      return f"{zlib.crc32(file.read(SAMPLE), zlib.crc32(head)):08x}-{size}"
+  except (OSError, ValueError):
+    return ""
 
 
 def blanked(

@@ -26,7 +26,14 @@ from lavit_jax.core import sharding
 from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
 from lavit_jax.inference import frozen_parts, tokenizing
-from lavit_jax.models import condition_heads, patch_latents, unet, vae, whitening
+from lavit_jax.models import (
+  condition_heads,
+  patch_latents,
+  published_config,
+  unet,
+  vae,
+  whitening,
+)
 from lavit_jax.models.feature_decoder import FeatureDecoder
 from lavit_jax.training import train_state
 from lavit_jax.weights import model_directory
@@ -75,7 +82,8 @@ def _hashable(fields: Mapping[str, Any]) -> dict[str, Any]:
   def fixed(value):
     return tuple(map(fixed, value)) if isinstance(value, (list, tuple)) else value
 
-  return {name: fixed(value) for name, value in fields.items()}
+  own = published_config.own_fields(fields)
+  return {name: fixed(value) for name, value in own.items()}
 
 
 def check_fits(head: condition_heads.Head, model: unet.UNet) -> None:
@@ -138,6 +146,11 @@ def load(folder: str, mesh: Mesh, dtype: str, prefix: str = "") -> PixelDecoder:
   config = functools.partial(model_directory.part_config, folder)
   parts = model_directory.read_manifest(folder)["parts"]
   sizes, facts = config("visual_tokenizer"), config(f"{prefix}condition")
+  if missing := [name for name in ("scheduler", "ratios") if name not in facts]:
+    raise ValueError(
+      f"expected how {folder} samples pictures in its part {prefix}condition, got none"
+      f" of {', '.join(missing)}; import the model again with its scheduler folder"
+    )
   model = make_unet(config(f"{prefix}unet"), dtype=dtype)
   head = condition_heads.make(facts["head"], dtype)
   check_fits(head, model)

@@ -96,10 +96,27 @@ _READ = {
   "attention_head_dim", "cross_attention_dim", "addition_time_embed_dim",
   "projection_class_embeddings_input_dim", "addition_embed_type_num_heads",
   "norm_num_groups", "norm_eps", "use_linear_projection", "upcast_attention",
-  "sample_size",
+  "sample_size", "reverse_transformer_layers_per_block",
 }  # fmt: skip
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+
+
+def _depths(config: Mapping[str, Any], num_levels: int) -> tuple[int, ...]:
+  """Transformer blocks of each level downward, which those upward must mirror."""
+  value = config.get("transformer_layers_per_block", 1)
+  depths = published_config.per_level(published_config.even_levels(value), num_levels)
+  upward = config.get("reverse_transformer_layers_per_block")
+  if upward is not None:
+    mirrored = published_config.per_level(
+      published_config.even_levels(upward), num_levels
+    )
+    if mirrored != depths[::-1]:
+      raise ValueError(
+        f"expected as many transformer layers upward as downward, got {list(depths)}"
+        f" and {list(mirrored)}; use a U-Net of the Stable Diffusion 1.5 or SDXL type"
+      )
+  return depths
 
 
 def fields_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,26 +141,30 @@ def fields_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
       " not an inpainting one"
     )
   num_levels = len(down)
-  depths = published_config.per_level(
-    config.get("transformer_layers_per_block", 1), num_levels
-  )
+  depths = _depths(config, num_levels)
   # diffusers' "attention_head_dim" is the number of heads: a name it kept for its age.
   heads = published_config.per_level(config.get("attention_head_dim", 8), num_levels)
   equal = published_config.equal_levels
+  count = published_config.count
   sized = config.get("addition_embed_type") == "text_time"
-  id_dim = config["addition_time_embed_dim"] if sized else 0
-  joined = config["projection_class_embeddings_input_dim"] if sized else 0
+  id_dim = count(config, "addition_time_embed_dim") if sized else 0
+  joined = count(config, "projection_class_embeddings_input_dim") if sized else 0
+  groups = count(config, "norm_num_groups", 32)
+  level_channels = published_config.per_level(config["block_out_channels"], num_levels)
+  published_config.check_groups(level_channels, groups)
+  layers = equal(config.get("layers_per_block", 2), "layers_per_block")
+  context = equal(config["cross_attention_dim"], "cross_attention_dim")
   return dict(
     channels=channels,
-    level_channels=tuple(config["block_out_channels"]),
-    num_layers=equal(config.get("layers_per_block", 2), "layers_per_block"),
+    level_channels=level_channels,
+    num_layers=count({"layers_per_block": layers}, "layers_per_block"),
     depths=tuple(depth if yes else 0 for depth, yes in zip(depths, attends)),
     middle_depth=depths[-1],
     num_heads=heads,
-    context_dim=equal(config["cross_attention_dim"], "cross_attention_dim"),
+    context_dim=count({"cross_attention_dim": context}, "cross_attention_dim"),
     pooled_dim=joined - NUM_TIME_IDS * id_dim,
     time_id_dim=id_dim,
-    num_groups=config.get("norm_num_groups", 32),
+    num_groups=groups,
     linear_projection=bool(config.get("use_linear_projection", False)),
     eps=config.get("norm_eps", 1e-5),
     grid_dim=grid_dim,

@@ -64,18 +64,29 @@ def fields_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     ValueError: the config asks for a feature that is not built here.
   """
   published_config.refuse_unknown(config, _KNOWN, _READ, "VAE")
+  count = published_config.count
   blocks = {*config["down_block_types"], *config["up_block_types"]}
   if blocks != _BLOCKS:
     raise ValueError(
       f"expected VAE blocks {sorted(_BLOCKS)}, got {sorted(blocks)}; use the VAE of"
       " Stable Diffusion 1.5 or SDXL"
     )
+  num_levels = len(config["down_block_types"])
+  channels = published_config.per_level(config["block_out_channels"], num_levels)
+  groups = count(config, "norm_num_groups", 32)
+  published_config.check_groups(channels, groups)
+  scaling = config.get("scaling_factor", 0.18215)
+  if not isinstance(scaling, (int, float)) or not scaling > 0:
+    raise ValueError(
+      f"expected a scaling_factor above 0 in the config.json of the VAE, got"
+      f" {scaling!r}; download it again"
+    )
   return dict(
-    latent_channels=config["latent_channels"],
-    level_channels=tuple(config["block_out_channels"]),
-    num_layers=config["layers_per_block"],
-    num_groups=config.get("norm_num_groups", 32),
-    scaling_factor=config.get("scaling_factor", 0.18215),
+    latent_channels=count(config, "latent_channels", 4),
+    level_channels=channels,
+    num_layers=count(config, "layers_per_block", 1),
+    num_groups=groups,
+    scaling_factor=scaling,
   )
 
 

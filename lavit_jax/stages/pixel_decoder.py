@@ -25,6 +25,7 @@ from lavit_jax.diffusion import schedule as schedules
 from lavit_jax.generate import pixels
 from lavit_jax.inference import pixel_parts, tokenizing
 from lavit_jax.models import condition_heads, vae, whitening
+from lavit_jax.models.published_config import PUBLISHED
 from lavit_jax.stages import warm_start
 from lavit_jax.training import base, feed, optimizer, train_state
 from lavit_jax.weights import model_directory
@@ -362,6 +363,10 @@ def _shown(decoder, params, coder, frozen, batch) -> np.ndarray:
 def save(params: Any, config, modules: Modules, folder: str) -> None:
   """Writes the whole model directory: that of stage 1, and the pixel decoder."""
   part, sizes = model_directory.Part, config.model.to_dict()
+  if before := warm_start.folder_of(config):
+    # What its file says besides our sizes goes on with the weights.
+    before = model_directory.part_config(before, "unet")
+    sizes["unet"] |= {k: before[k] for k in (PUBLISHED,) if k in before}
   facts = {
     "head": sizes["head"],
     "scheduler": config.scheduler.to_dict(),

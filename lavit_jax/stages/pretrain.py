@@ -324,10 +324,17 @@ def evaluator(config, mesh: Mesh, model, tower, frozen, held_out, whole=all_trai
     for batch in feed.fixed_batches(held_out, config, mesh):
       for name, value in sums(state.params, frozen, batch).items():
         added[name] = added.get(name, 0.0) + float(value)
-    found = means_by_kind(added)
-    return {name: float(value) for name, value in found.items()}, {}
+    return held_out_means(added), {}
 
   return evaluate
+
+
+def held_out_means(sums: dict[str, float]) -> dict[str, float]:
+  """Figures of each kind of target that the held-out data has: 0 reads as perfect."""
+  present = [name for name in KINDS if sums[f"{name}_count"]]
+  found = means_by_kind(sums)
+  names = [f"{what}_{name}" for name in present for what in ("loss", "accuracy")]
+  return {name: float(found[name]) for name in names}
 
 
 def _stage1_merger(folder, abstract: train_state.TrainState, shardings):

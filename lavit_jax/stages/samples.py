@@ -1,6 +1,7 @@
 """What a model in training says and draws: the same ten held-out pictures over time."""
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 
 import ml_collections
@@ -21,6 +22,7 @@ PatchPainter = Callable[[api.LaVIT, np.ndarray], Sequence[np.ndarray]]
 COUNT = 10
 TILE = 96  # pixels of a picture in the grid
 TEXT_WIDTH = 560
+LETTERS, LINES = 55, 3  # of a text beside a picture, in Pillow's own font
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +120,15 @@ def take(samples: Samples, params) -> np.ndarray:
     grid.paste(_tile(pixels), (0, top))
     if drawn is not None:
       grid.paste(_tile(drawn[row]), (TILE + TEXT_WIDTH, top))
-    pen.text((TILE + 8, top + 20), f"true  {true}", fill="black")
-    pen.text((TILE + 8, top + 50), f"model {own}", fill="navy")
+    pen.text((TILE + 8, top + 6), fitting(f"true  {true}"), fill="black")
+    pen.text((TILE + 8, top + 50), fitting(f"model {own}"), fill="navy")
   return np.asarray(grid)
+
+
+def fitting(said: str) -> str:
+  """A text in lines that end before the drawing beside it; a long one is cut short."""
+  found = textwrap.wrap(said, LETTERS, max_lines=LINES, placeholder=" ...")
+  return "\n".join(found)
 
 
 def _tile(pixels: np.ndarray) -> Image.Image:

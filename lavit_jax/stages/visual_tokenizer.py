@@ -72,8 +72,19 @@ def assemble(
   return base.Assembled(model, abstract, shardings, initial, step)
 
 
+def check_phases(num_steps: int, phase_a_steps: int) -> None:
+  """Refuses a run that would end before its codebook is trained."""
+  if phase_a_steps >= num_steps:
+    raise ValueError(
+      f"expected config.num_steps above config.phase_a_steps, got {num_steps} and"
+      f" {phase_a_steps}: the codebook would never be trained; give"
+      f" --config.phase_a_steps={num_steps // 2} too"
+    )
+
+
 def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   """Assembles the stage on frozen parts read from `config.init_from`."""
+  check_phases(config.num_steps, config.phase_a_steps)
   tower, frozen, names = frozen_parts.encoder(
     config.init_from, mesh, config.dtype, config.unroll
   )

@@ -1,6 +1,7 @@
 """What an evaluation on the toy world hands to the report: figures and examples."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -61,6 +62,7 @@ class GridExample:
     shape: int[P] index into SHAPES.
     asked: color, shape and place in words; empty when there is no single object.
     read: the same as read back.
+    codes: the codes that the language model drew; none of a reconstruction.
   """
 
   title: str
@@ -69,6 +71,7 @@ class GridExample:
   shape: np.ndarray
   asked: str = ""
   read: str = ""
+  codes: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +100,15 @@ class Findings:
 
 
 def grid_example(
-  reading: Reading, row: int, title: str, image: np.ndarray, asked: str, read: str
+  reading: Reading,
+  row: int,
+  title: str,
+  image: np.ndarray,
+  asked: str,
+  read: str,
+  codes: Sequence[int] = (),
 ) -> GridExample:
   """Takes one row of a reading as an example."""
   color, shape = reading.patch_color[row], reading.patch_shape[row]
-  return GridExample(title, image, color, shape, asked, read)
+  own = tuple(int(code) for code in codes)
+  return GridExample(title, image, color, shape, asked, read, own)

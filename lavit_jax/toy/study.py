@@ -304,6 +304,6 @@ def _study_drawings(model, heads, novel: bool, asked, size: int):
     picture = scenes.draw(world.Scene((request.drawn,), "bright"), size).image
     facts = words(*request.expected), words(*reading.names(row))
     examples.append(
-      findings.grid_example(reading, row, request.prompt, picture, *facts)
+      findings.grid_example(reading, row, request.prompt, picture, *facts, codes[row])
     )
   return figures, examples, codes

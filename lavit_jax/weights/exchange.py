@@ -133,15 +133,29 @@ def export_model(
 def _exported_parts(kind: str, source) -> dict[str, Part]:
   """The parts of a model directory that a kind of folder holds."""
   present = model_directory.read_manifest(source)["parts"]
-  names = {"diffusion": ("unet", "vae", "scheduler"), "lavit": tuple(present)}
-  if kind in names:
-    wanted = [name for name in names[kind] if name in present]
+  if kind == "diffusion":
+    wanted = _pixel_names(present, source)
   else:
-    wanted = [kind]
+    wanted = list(present) if kind == "lavit" else [kind]
   parts = {name: model_directory.read_part(source, name) for name in wanted}
+  for name in wanted:
+    if kind == "diffusion" and name.endswith("condition") and "null" not in name:
+      parts[name] = Part({}, parts[name].config)  # for what it says of sampling alone
   if kind == "lavit":
     _check_lavit(source, parts)
   return parts
+
+
+def _pixel_names(present: Mapping[str, Any], source) -> list[str]:
+  """Names of one pixel decoder's parts: that of low resolution, if there are two."""
+  names = ("unet", "vae", "scheduler", "null_condition", "condition")
+  for prefix in lavit_directory.PIXELS:
+    if {f"{prefix}unet", f"{prefix}vae"} & set(present):
+      return [prefix + name for name in names if prefix + name in present]
+  raise ValueError(
+    f"expected a model directory with a U-Net or a VAE at {source}, got only"
+    f" {sorted(present)}; train configs/pixel_decoder.py first"
+  )
 
 
 def _write_folder(kind: str, parts, said, folder: pathlib.Path, *how) -> None:
@@ -152,7 +166,10 @@ def _write_folder(kind: str, parts, said, folder: pathlib.Path, *how) -> None:
   if kind == "lavit":
     lavit_directory.write(parts, folder, *how, decoding=said)
   elif kind == "diffusion":
-    pixel_folders.write(parts, folder, *how)
+    prefix = lavit_directory.prefix_of(parts)
+    own = lavit_directory.pixel_parts_out(parts, prefix)
+    side = lavit_directory.side_of(parts, prefix)
+    pixel_folders.write(own, folder, *how, side=side)
   elif kind == "llama":
     llama.write(parts[kind], folder, *how)
   else:

@@ -1,6 +1,7 @@
 """Weights on disk: one file or a folder of shards with an index, and atomic targets."""
 
 import contextlib
+import fnmatch
 import json
 import os
 import pathlib
@@ -8,25 +9,65 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lavit_jax.weights import tensors, torch_files
+from lavit_jax.weights import stand_ins, tensors, torch_files
 from lavit_jax.weights.tensors import Tensor
 
 SAFETENSORS, TORCH = ".safetensors", ".bin"
 TORCH_SUFFIXES = (TORCH, ".pt", ".pth")
 SHARD_BYTES = 5_000_000_000  # as the Hugging Face libraries cut them
+# What the libraries put before the suffix of weights of another precision.
+VARIANTS = ("fp32", "bf16", "fp16")
+# Buffers that old indices name and that no shard holds: they follow from the sizes.
+BUFFERS = (
+  "*.inv_freq",
+  "*.position_ids",
+  "*.attn.masked_bias",
+  "*.num_batches_tracked",
+)
+# What torch.compile puts into keys, and what data parallel training puts before them.
+COMPILED, PARALLEL = "_orig_mod.", "module."
 
 
 def open_file(path: str | os.PathLike) -> dict[str, Tensor]:
   """Tensors by key of one `.safetensors` or `.bin` file."""
   path = pathlib.Path(path)
+  stand_ins.refuse(path)
   if path.suffix == SAFETENSORS:
-    return tensors.open_safetensors(path)
+    return unwrapped(tensors.open_safetensors(path), path)
   if path.suffix in TORCH_SUFFIXES:
-    return torch_files.open_torch(path)
+    return unwrapped(torch_files.open_torch(path), path)
   raise ValueError(
     f"expected a weight file ending in {', '.join((SAFETENSORS, *TORCH_SUFFIXES))}, got"
     f" {path}; give the file itself"
   )
+
+
+def unwrapped(source: Mapping[str, Any], path: pathlib.Path) -> dict[str, Any]:
+  """The same under the keys that the model itself has: wrappers' prefixes removed.
+
+  Args:
+    source: tensors, or anything else, by key.
+    path: their file, for the complaint.
+
+  Raises:
+    ValueError: two keys become one.
+  """
+
+  def bare(key):
+    key = key.replace(COMPILED, "")
+    return key.removeprefix(PARALLEL) if parallel else key
+
+  parallel = bool(source) and all(
+    key.replace(COMPILED, "").startswith(PARALLEL) for key in source
+  )
+  found = {bare(key): value for key, value in source.items()}
+  if len(found) != len(source):
+    twice = sorted({bare(k) for k in source if bare(k) != k and bare(k) in source})
+    raise ValueError(
+      f"expected every key of {path} once, got {twice} also with {COMPILED} in them;"
+      " save the state dict of the model alone"
+    )
+  return found
 
 
 def is_file_name(path: pathlib.Path) -> bool:
@@ -65,11 +106,37 @@ def open_folder(
         return open_file(folder / f"{stem}{suffix}")
       if (folder / f"{stem}{suffix}.index.json").is_file():
         return _open_shards(folder, folder / f"{stem}{suffix}.index.json")
+  found = _open_variant(folder, stems)
+  if found is not None:
+    return found
   raise ValueError(
     f"expected weights in {folder}, one of {[f'{s}{SAFETENSORS}' for s in stems]} or"
     f" {[f'{s}{TORCH}' for s in stems]} or their shards with an index, found none; give"
     " the folder that holds them"
   )
+
+
+def _open_variant(
+  folder: pathlib.Path, stems: Sequence[str]
+) -> dict[str, Tensor] | None:
+  """Tensors of the one precision that a folder holds under a name of its own."""
+  for suffix in (SAFETENSORS, TORCH):
+    ways = [
+      (folder / f"{stem}.{kind}{suffix}", folder / f"{stem}{suffix}.index.{kind}.json")
+      for stem in stems
+      for kind in VARIANTS
+    ]
+    found = [path for way in ways for path in way if path.is_file()]
+    if len(found) > 1:
+      raise ValueError(
+        f"expected weights of one precision in {folder}, got"
+        f" {[path.name for path in found]}; name the one to use {stems[0]}{suffix}"
+      )
+    if found and found[0].suffix == ".json":
+      return _open_shards(folder, found[0])
+    if found:
+      return open_file(found[0])
+  return None
 
 
 def _open_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]:
@@ -79,6 +146,7 @@ def _open_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]
       f"expected a weight_map from keys to files in {index}, got none; download the"
       " index again"
     )
+  places = unwrapped(places, index)
   files = sorted({str(name) for name in places.values()})
   for name in files:
     if pathlib.PurePath(name).name != name or name in ("", ".", "..") or "\\" in name:
@@ -97,7 +165,9 @@ def _open_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]
     shard = open_file(folder / name)
     twice = sorted(set(shard) & set(found))
     absent = sorted(
-      k for k, place in places.items() if place == name and k not in shard
+      k
+      for k, place in places.items()
+      if place == name and k not in shard and not _is_buffer(k)
     )
     if twice or absent:
       raise ValueError(
@@ -106,6 +176,10 @@ def _open_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, Tensor]
       )
     found |= shard
   return found
+
+
+def _is_buffer(key: str) -> bool:
+  return any(fnmatch.fnmatchcase(key, pattern) for pattern in BUFFERS)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -212,6 +212,7 @@ def _pixel_parts(
   if not pixel_folders.is_folder(folder):
     return {}
   found = _named(folder.name, pixel_folders.read, folder)
+  _check_whole(folder, found, ours=bool(said))
   scheduler = found.pop("scheduler", None)
   found = {prefix + name: part for name, part in found.items()}
   name = f"{prefix}condition"
@@ -221,6 +222,33 @@ def _pixel_parts(
     config = dict(parts[name].config) | facts
     found[name] = Part(parts[name].params, config)
   return found
+
+
+def _check_whole(folder: pathlib.Path, found: Mapping[str, Part], ours: bool) -> None:
+  """Names what a pixel decoder's folder lacks, before anything is drawn with it."""
+  missing = [name for name in ("unet", "vae", "scheduler") if name not in found]
+  pooled = "unet" in found and found["unet"].config["pooled_dim"]
+  if not (pooled or ours or missing or "null_condition" in found):
+    missing = [pixel_folders.NULL_FILE]  # of ours, one may start from zeros
+  if missing:
+    raise ValueError(
+      f"expected unet, vae and scheduler (with uncond_embeddings in low resolution) in"
+      f" {folder}, got a folder without {', '.join(missing)}; download the rest of it,"
+      " or remove it to read and write without drawing"
+    )
+
+
+def prefix_of(parts: Mapping[str, Part]) -> str:
+  """What precedes the names of the only pixel decoder among parts."""
+  high = any(f"{HIGHRES}{name}" in parts for name in ("unet", "vae"))
+  return HIGHRES if high else ""
+
+
+def side_of(parts: Mapping[str, Part], prefix: str) -> int | None:
+  """Pixels of a square picture's side, None where the parts do not say."""
+  name = f"{prefix}condition"
+  ratios = parts[name].config.get("ratios", {}) if name in parts else {}
+  return ratios["1:1"][0] if "1:1" in ratios else None
 
 
 def _language_parts(folder: pathlib.Path, parts: Mapping[str, Part]) -> dict[str, Part]:
@@ -287,9 +315,10 @@ def write(
   if "llama" in parts:
     llama.write(parts["llama"], folder / LANGUAGE, suffix, dtype)
   for prefix, name in PIXELS.items():
-    own = _pixel_parts_out(parts, prefix)
+    own = pixel_parts_out(parts, prefix)
     if own:
-      pixel_folders.write(own, folder / name, suffix, dtype)
+      side = side_of(parts, prefix)
+      pixel_folders.write(own, folder / name, suffix, dtype, side)
   facts = {"num_heads": encoding.config["num_heads"], "decoding": decoding or {}}
   facts["pixels"] = {prefix: _sampling(parts, prefix) for prefix in PIXELS}
   weights = (p for p in sorted(folder.rglob("*")) if files.is_file_name(p))
@@ -321,9 +350,9 @@ def _decoder_files(parts: Mapping[str, Part], decoder) -> dict[str, dict[str, Te
   return out
 
 
-def _pixel_parts_out(parts: Mapping[str, Part], prefix: str) -> dict[str, Part]:
+def pixel_parts_out(parts: Mapping[str, Part], prefix: str) -> dict[str, Part]:
   """The parts of one pixel decoder, as `pixel_folders.write` takes them."""
-  names = ("unet", "vae", "null_condition")
+  names = ("unet", "vae", "null_condition", "scheduler")
   own = {name: parts[prefix + name] for name in names if prefix + name in parts}
   condition = parts.get(f"{prefix}condition")
   if own and condition is not None and "scheduler" in condition.config:

@@ -19,6 +19,13 @@ LICENCES = {
   "unet": "Stable Diffusion 1.5 or SDXL weights: CreativeML Open RAIL(++)-M, its use"
   " restrictions included",
 }
+# Parts that a stage trains; one of another stage says nothing about their quality.
+TRAINED = {
+  "contrastive": {"vit", "clip"},
+  "visual_tokenizer": {"visual_tokenizer"},
+  "pixel_decoder": {"unet", "condition"},
+  "pretrain": {"llama", "understanding"},
+}
 
 
 def text(kind: str, source: pathlib.Path, parts: Mapping[str, Part]) -> str:
@@ -37,18 +44,24 @@ def text(kind: str, source: pathlib.Path, parts: Mapping[str, Part]) -> str:
       count = sum(math.prod(tensor.shape) for tensor in found)
       kinds = ", ".join(sorted({str(tensor.dtype) for tensor in found}))
       lines.append(f"| {name} | {count:,} | {kinds} |")
-  lines += ["", "## Training", "", *_run(source.resolve().parent)]
+  lines += ["", "## Training", "", *_run(source.resolve().parent, parts)]
   lines += ["", "## Licenses", ""]
   lines.append("Weights that started from published ones stay under their terms:")
   lines += ["", *(f"- {LICENCES[name]}" for name in LICENCES if name in parts)]
   return "\n".join(lines) + "\n"
 
 
-def _run(folder: pathlib.Path) -> list[str]:
-  """Stage, data and newest held-out figures of a run directory."""
+def _run(folder: pathlib.Path, parts: Mapping[str, Part]) -> list[str]:
+  """Stage, data and newest held-out figures of the run that trained the parts."""
   if not (folder / "config.json").is_file():
     return ["Imported weights, or a model directory apart from its run: nothing known."]
   config = files.read_json(folder / "config.json")
+  trained = TRAINED.get(config.get("stage"))
+  if trained is not None and not trained & {*parts}:
+    return [
+      f"Taken over by a run of stage {config['stage']}, which did not train these"
+      " parts: data and figures stand with the run that did."
+    ]
   data, start = config.get("data", {}), config.get("warm_start", "")
   facts = {
     "stage": config.get("stage"),
@@ -71,5 +84,5 @@ def _figures(path: pathlib.Path) -> list[str]:
       continue  # a line that was being written when the run was killed
     if isinstance(record, dict) and record.get("kind") == "eval":
       last = record
-  own = {name: last[name] for name in last if name not in ("kind", "time")}
+  own = {name: last[name] for name in last if name not in ("kind", "time", "step")}
   return [f"- held-out {name}: {value}" for name, value in own.items()]

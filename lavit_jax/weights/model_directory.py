@@ -11,6 +11,7 @@ parts. A directory appears whole or not at all.
 
 import functools
 import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -209,6 +210,22 @@ def checksum(folder: str | os.PathLike, names: list[str]) -> str:
   parts = read_manifest(folder)["parts"]
   joined = "".join(parts[name]["checksum"] for name in sorted(names))
   return hashlib.sha256(joined.encode()).hexdigest()[:16]
+
+
+def identity(folder: str | os.PathLike) -> str:
+  """One checksum of everything a result depends on: weights, sizes, words, decoding."""
+  manifest, own = read_manifest(folder), text_tokenizer_folder(folder)
+  facts = {
+    "parts": {n: [p["config"], p["checksum"]] for n, p in manifest["parts"].items()},
+    "decoding": manifest.get(DECODING, {}),
+    "words": {
+      name: hashlib.sha256((own / name).read_bytes()).hexdigest()
+      for name in TEXT_TOKENIZER_FILES
+      if own and (own / name).is_file()
+    },
+  }
+  text = json.dumps(facts, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load(

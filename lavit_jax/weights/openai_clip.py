@@ -30,6 +30,7 @@ OPTIONAL = ("*.position_ids", "input_resolution", "context_length", "vocab_size"
 FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": EPS}
 TOWERS = {"vision_tower": "vision_config", "text_tower": "text_config"}
 HEADS = {"vision_tower": 12, "text_tower": 8}  # where a config leaves them out
+OPEN_CLIP_FILE = "open_clip_config.json"  # whose default is the exact GELU
 TEXT_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 
@@ -149,14 +150,35 @@ def read(source: pathlib.Path) -> Part:
     config = files.read_json(source / "config.json")
     heads = _heads(config, source)
     return _read(HUGGING_FACE, joined(files.open_folder(source)), heads)
-  return _read(OPENAI, files.open_file(source), None)
+  return _read(OPENAI, files.open_file(source), _heads_beside(source))
+
+
+def _heads_beside(file: pathlib.Path) -> dict[str, int] | None:
+  """Heads by the config.json beside a file, if there is one of a CLIP.
+
+  Raises:
+    ValueError: a configuration beside the file asks for what is not built here.
+  """
+  path = file.parent / "config.json"
+  config = files.read_json(path) if path.is_file() else {}
+  heads = None
+  if config.get("model_type") == "clip":
+    heads = _heads(config, file.parent)
+  path = file.parent / OPEN_CLIP_FILE
+  sizes = files.read_json(path).get("model_cfg", {}) if path.is_file() else None
+  if sizes is not None and not sizes.get("quick_gelu"):
+    raise ValueError(
+      f"expected a CLIP with the quick GELU, got one whose {path} asks for the exact"
+      " GELU; use one of OpenAI's models"
+    )
+  return heads
 
 
 def _heads(config: Mapping[str, Any], folder: pathlib.Path) -> dict[str, int]:
   """Attention heads by tower; refuses what our module does not compute."""
   found = {}
   for tower, name in TOWERS.items():
-    own = config.get(name)
+    own = _own(config, name, HEADS[tower])
     if config.get("model_type") != "clip" or not isinstance(own, Mapping):
       raise ValueError(
         f"expected the config.json of a CLIPModel in {folder}, with {name}, got one"
@@ -171,6 +193,18 @@ def _heads(config: Mapping[str, Any], folder: pathlib.Path) -> dict[str, int]:
       )
     found[tower] = heads
   return found
+
+
+def _own(config: Mapping[str, Any], name: str, heads: int) -> Any:
+  """A tower's configuration; the older `text_config_dict` goes before `text_config`.
+
+  transformers takes the older one whole: what it leaves out has its default, whatever
+  the newer one says.
+  """
+  own, older = config.get(name), config.get(f"{name}_dict")
+  if not isinstance(older, Mapping):
+    return own
+  return dict(own or {}) | FIXED | {"num_attention_heads": heads} | dict(older)
 
 
 def _read(

@@ -15,7 +15,15 @@ import jax
 import numpy as np
 
 from lavit_jax.layers import linear
-from lavit_jax.models import condition_heads, llama, openai_clip, unet, vae, vit
+from lavit_jax.models import (
+  condition_heads,
+  llama,
+  openai_clip,
+  published_config,
+  unet,
+  vae,
+  vit,
+)
 from lavit_jax.models import merger as merger_model
 from lavit_jax.models.visual_tokenizer import VisualTokenizer
 from lavit_jax.weights import rules
@@ -186,8 +194,8 @@ def clip_ids_of(sizes: Mapping[str, int]) -> np.ndarray:
 def run_unet(parts: Parts, prefix: str = "") -> list[np.ndarray]:
   """Predicted noise."""
   part = parts[f"{prefix}unet"]
-  given, model = unet_inputs(part.config), unet.UNet(**_tuples(part.config))
-  model = model.clone(dtype="float32")
+  given, fields = unet_inputs(part.config), published_config.own_fields(part.config)
+  model = unet.UNet(**_tuples(fields), dtype="float32")
   latents, time, context = given["latents"], given["time"], given["context"]
   extra = (None, given["pooled"], given["time_ids"], given["grid"])
   return _apply(model, {"params": whole(part.params)}, latents, time, context, *extra)
@@ -196,7 +204,8 @@ def run_unet(parts: Parts, prefix: str = "") -> list[np.ndarray]:
 def run_vae(parts: Parts, prefix: str = "") -> list[np.ndarray]:
   """Latents' mean of a picture, and the picture of random latents."""
   part = parts[f"{prefix}vae"]
-  model = vae.AutoencoderKL(**_tuples(part.config))
+  fields = published_config.own_fields(part.config)
+  model = vae.AutoencoderKL(**_tuples(fields))
   params = {"params": whole(part.params)}
   image, latents = vae_inputs(part.config)
   mean = _apply(model, params, image, method="encode")[0]

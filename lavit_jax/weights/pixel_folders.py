@@ -3,6 +3,7 @@
     unet/       config.json, diffusion_pytorch_model
     vae/        config.json, diffusion_pytorch_model
     scheduler/  scheduler_config.json
+    model_index.json    names the three for diffusers' DiffusionPipeline
     uncond_embeddings   LaVIT's own: the embedding of an empty text, SD 1.5 only;
                         without it text_encoder/ is run once on an empty text
 
@@ -17,13 +18,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lavit_jax.models import unet, vae
+from lavit_jax.models import published_config, unet, vae
+from lavit_jax.models.published_config import PUBLISHED
 from lavit_jax.weights import empty_text, files, rules, stable_diffusion, tensors
 from lavit_jax.weights.part import Part, abstract_params, shape
 from lavit_jax.weights.tensors import Tensor
 
 STEM = "diffusion_pytorch_model"
 SCHEDULER_FILE = "scheduler_config.json"
+INDEX_FILE = "model_index.json"
+# Pipelines that run a U-Net, a VAE and a scheduler, and what they leave to the caller:
+# the condition is made elsewhere.
+PIPELINE = ("StableDiffusionPipeline", ("text_encoder", "tokenizer", "image_encoder"))
+PIPELINE_XL = (
+  "StableDiffusionXLPipeline",
+  ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder"),
+)
 NULL_FILE = "uncond_embeddings"
 
 
@@ -70,6 +80,7 @@ def _fields(folder: pathlib.Path, function) -> dict[str, Any]:
 
 def _read_unet(folder: pathlib.Path) -> Part:
   fields = _fields(folder, unet.fields_from_config)
+  published = files.read_json(folder / "config.json")
   side = 2 ** (len(fields["level_channels"]) - 1)
   sized, grid_dim = fields["pooled_dim"] > 0, fields["grid_dim"]
   target = abstract_params(
@@ -84,7 +95,8 @@ def _read_unet(folder: pathlib.Path) -> Part:
   )
   source = files.open_folder(folder, (STEM,))
   table = stable_diffusion.unet_table(fields)
-  return Part(rules.import_tensors(table, source, target), fields)
+  params = rules.import_tensors(table, source, target)
+  return Part(params, fields | {PUBLISHED: published})
 
 
 def _read_vae(folder: pathlib.Path) -> Part:
@@ -93,7 +105,9 @@ def _read_vae(folder: pathlib.Path) -> Part:
   target = abstract_params(model, shape(1, model.factor, model.factor, 3))
   source = files.open_folder(folder, (STEM,))
   table = stable_diffusion.vae_table(fields, stable_diffusion.attention_keys(source))
-  return Part(rules.import_tensors(table, source, target), fields)
+  params = rules.import_tensors(table, source, target)
+  published = files.read_json(folder / "config.json")
+  return Part(params, fields | {PUBLISHED: published})
 
 
 def _null_condition(folder: pathlib.Path, source: Mapping[str, Tensor]) -> Part:
@@ -110,7 +124,11 @@ def _null_condition(folder: pathlib.Path, source: Mapping[str, Tensor]) -> Part:
 
 
 def write(
-  parts: Mapping[str, Part], folder: pathlib.Path, suffix: str, dtype: str | None
+  parts: Mapping[str, Part],
+  folder: pathlib.Path,
+  suffix: str,
+  dtype: str | None,
+  side: int | None = None,
 ) -> None:
   """Writes the parts that are there into a folder.
 
@@ -119,24 +137,28 @@ def write(
     folder: where to write.
     suffix: ".bin" or ".safetensors".
     dtype: stored dtype, None for that of the parts.
+    side: pixels of a usual picture's side, for a U-Net whose own config does not say.
   """
   folder.mkdir(exist_ok=True)
-  tables = {
-    "unet": (stable_diffusion.unet_table, stable_diffusion.unet_config),
-    "vae": (stable_diffusion.vae_table, stable_diffusion.vae_config),
-  }
-  for name, (table, config) in tables.items():
+  tables = {"unet": stable_diffusion.unet_table, "vae": stable_diffusion.vae_table}
+  for name, table in tables.items():
     if name in parts:
-      fields = _tuples(parts[name].config)
+      fields = _tuples(published_config.own_fields(parts[name].config))
       content = rules.export_tensors(table(fields), parts[name].params)
       (folder / name).mkdir()
       content = files.stored_as(content, dtype)
       files.write_folder(folder / name, content, STEM, suffix)
-      files.write_json(folder / name / "config.json", config(fields))
+      config = stable_diffusion.config_json(name, parts[name].config)
+      if name == "unet":
+        config = _sized(config, parts, side)
+      files.write_json(folder / name / "config.json", config)
   if "scheduler" in parts:
     (folder / "scheduler").mkdir()
-    scheduler = dict(parts["scheduler"].config)
+    scheduler = {"_class_name": "DDIMScheduler"} | dict(parts["scheduler"].config)
     files.write_json(folder / "scheduler" / SCHEDULER_FILE, scheduler)
+    if "unet" in parts and "vae" in parts:
+      index = _index(parts["unet"].config, scheduler["_class_name"])
+      files.write_json(folder / INDEX_FILE, index)
   if "null_condition" in parts:
     part = parts["null_condition"]
     row = part.params["embedding"]
@@ -145,6 +167,33 @@ def write(
     tensor = Tensor(full, row.dtype, lambda: row.read().reshape(full))
     key = "" if suffix == files.TORCH else NULL_FILE
     files.write_file(folder / f"{NULL_FILE}{suffix}", {key: tensor})
+
+
+def _sized(
+  config: dict[str, Any], parts: Mapping[str, Part], side: int | None
+) -> dict[str, Any]:
+  """The U-Net's config with the side of its latents, a pipeline's default size."""
+  if config.get("sample_size") or not side or "vae" not in parts:
+    return config
+  factor = 2 ** (len(parts["vae"].config["level_channels"]) - 1)
+  return config | {"sample_size": side // factor}
+
+
+def _index(sizes: Mapping[str, Any], scheduler: str) -> dict[str, Any]:
+  """model_index.json: which class of which library reads each folder."""
+  name, elsewhere = PIPELINE_XL if sizes["pooled_dim"] else PIPELINE
+  elsewhere = (*elsewhere, "feature_extractor")
+  more = {"force_zeros_for_empty_prompt": True}
+  if not sizes["pooled_dim"]:
+    elsewhere, more = (*elsewhere, "safety_checker"), {"requires_safety_checker": False}
+  return {
+    "_class_name": name,
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", scheduler],
+    **{component: [None, None] for component in elsewhere},
+    **more,
+  }
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

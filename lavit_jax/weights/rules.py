@@ -236,7 +236,7 @@ def match_keys(
   wrong = [
     f"{key}: expected {list(expected[key])}, got {list(shapes[key])}"
     for key in sorted(set(expected) & set(shapes))
-    if tuple(expected[key]) != tuple(shapes[key])
+    if not _fits(expected[key], shapes[key])
   ]
   if unused or missing or wrong:
     raise ValueError(
@@ -244,6 +244,12 @@ def match_keys(
       f" Unused keys: {unused}. Missing for the model: {missing}. Other shapes: {wrong}"
     )
   return matches
+
+
+def _fits(expected: Sequence[int], found: Sequence[int]) -> bool:
+  """Equal shapes; a number may also be stored as a vector of one."""
+  one = tuple(expected) == () and tuple(found) == (1,)
+  return one or tuple(expected) == tuple(found)
 
 
 def import_tensors(

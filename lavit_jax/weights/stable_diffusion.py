@@ -9,6 +9,7 @@ from typing import Any
 
 from einops import rearrange
 
+from lavit_jax.models import published_config, unet, vae
 from lavit_jax.models.unet import GRID_KEY, NUM_TIME_IDS
 from lavit_jax.weights import rules
 from lavit_jax.weights.rules import Rule, Transform, dense, layer_norm
@@ -165,6 +166,35 @@ def _vae_middle(source: str, path: str, attention: Sequence[str]) -> list[Rule]:
     *dense(out, f"{ours}/proj", rules.linear_from_heads),
     *_resnet(f"{source}.resnets.1", f"{path}/resnet1"),
   ]
+
+
+LOCAL = ("_name_or_path",)  # of whoever saved the file
+
+
+def config_json(name: str, part: Mapping[str, Any]) -> dict[str, Any]:
+  """diffusers' config.json of the part "unet" or "vae".
+
+  It is the published one, whole, where the part came from one and still has its sizes:
+  it says more than our module reads.
+
+  Args:
+    name: "unet" or "vae".
+    part: the part's configuration.
+  """
+  make, read = {
+    "unet": (unet_config, unet.fields_from_config),
+    "vae": (vae_config, vae.fields_from_config),
+  }[name]
+  fields, before = published_config.own_fields(part), part.get("published")
+  if before is None:
+    return make(fields)
+  listed = lambda values: {
+    k: list(v) if isinstance(v, tuple) else v for k, v in values.items()
+  }
+  said = listed(read(before))
+  if any(said.get(key, value) != value for key, value in listed(fields).items()):
+    return make(fields)
+  return {key: value for key, value in before.items() if key not in LOCAL}
 
 
 def unet_config(fields: Mapping[str, Any]) -> dict[str, Any]:

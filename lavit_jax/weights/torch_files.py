@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from lavit_jax.weights import stand_ins
 from lavit_jax.weights.tensors import Tensor, read_ahead
 
 # What training programs wrap a state dict in.
@@ -47,6 +48,7 @@ def open_torch(path: str | os.PathLike) -> dict[str, Tensor]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise ValueError(f"expected a file at {path}, found none; check the path")
+  stand_ins.refuse(path)
   torch = _torch(path)
   loaded = _load(torch, path)
   if isinstance(loaded, torch.Tensor):
@@ -103,6 +105,12 @@ def _lazy(torch, path, key, value) -> Tensor:
       f"expected a tensor for {key!r} in {path}, got a {type(value).__name__}; give a"
       " file that holds a state dict"
     )
+  if value.layout != torch.strided or value.is_quantized:
+    raise ValueError(
+      f"expected a dense tensor for {key!r} in {path}, got a {value.layout} one of"
+      f" {value.dtype}; use plain weights in float32, float16 or bfloat16"
+    )
+  value = value.detach()  # an nn.Parameter asks for gradients
   name = str(value.dtype).removeprefix("torch.")
   if name == "bfloat16":
     dtype = np.dtype(ml_dtypes.bfloat16)

@@ -5,8 +5,9 @@ import os
 import pytest
 import web_data
 
+from lavit_jax.core import command_line
 from lavit_jax.data import bad, preparation
-from lavit_jax.data.sources import fields, folder, inputs, webdataset
+from lavit_jax.data.sources import fields, folder, webdataset
 
 
 def reasons(listing):
@@ -14,7 +15,7 @@ def reasons(listing):
 
 
 def test_commas_in_braces_do_not_cut():
-  assert inputs.split("a/{x,y}.tar, b.tar,") == ["a/{x,y}.tar", "b.tar"]
+  assert command_line.split("a/{x,y}.tar, b.tar,") == ["a/{x,y}.tar", "b.tar"]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_commas_in_braces_do_not_cut():
   ],
 )
 def test_braces_are_a_shell_s(pattern, expected):
-  assert sorted(inputs.braces(pattern)) == sorted(expected)
+  assert sorted(command_line.braces(pattern)) == sorted(expected)
 
 
 def test_every_tar_of_a_folder_is_read_or_named(tmp_path):

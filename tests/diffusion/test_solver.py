@@ -123,3 +123,48 @@ def test_trajectories_equal_diffusers(name, prediction, spacing, num_steps):
   relative = largest / max(1.0, float(theirs.abs().max()))
   print(f"{name} {prediction} {spacing} {num_steps}: {relative:.1e} of the largest")
   assert relative <= 2e-5
+
+
+# Stable Diffusion 1.5's own file: it says neither spacing nor what DPM does with it.
+SD15_FILE = dict(
+  _class_name="PNDMScheduler",
+  beta_end=0.012,
+  beta_schedule="scaled_linear",
+  beta_start=0.00085,
+  num_train_timesteps=1000,
+  set_alpha_to_one=False,
+  skip_prk_steps=True,
+  steps_offset=1,
+  trained_betas=None,
+  clip_sample=False,
+)
+
+
+def test_a_silent_spacing_is_each_solvers_own():
+  noises = schedule.from_config(SD15_FILE)
+  assert solver.ddim(noises, 10).timesteps.tolist() == [*range(901, 0, -100)]
+  steps = solver.dpm_solver(noises, 10).timesteps.tolist()
+  assert steps == [999, 899, 799, 699, 599, 500, 400, 300, 200, 100]
+
+
+def test_a_silent_clip_sample_is_refused_by_ddim_alone():
+  config = {key: v for key, v in SD15_FILE.items() if key != "clip_sample"}
+  noises = schedule.from_config(config)
+  with pytest.raises(ValueError, match="expected clip_sample: false"):
+    solver.ddim(noises, 10)
+  assert solver.dpm_solver(noises, 10).timesteps[0] == 999
+
+
+@pytest.mark.judge
+@pytest.mark.parametrize("num_steps", [10, 25])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_steps_of_a_silent_file_equal_diffusers(name, num_steps):
+  import diffusers
+
+  peer = {
+    "ddim": diffusers.DDIMScheduler,
+    "dpm_solver": diffusers.DPMSolverMultistepScheduler,
+  }[name].from_config(SD15_FILE)
+  peer.set_timesteps(num_steps)
+  steps = SOLVERS[name](schedule.from_config(SD15_FILE), num_steps)
+  np.testing.assert_array_equal(steps.timesteps, peer.timesteps.numpy())

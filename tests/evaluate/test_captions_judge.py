@@ -1,6 +1,7 @@
 """COCO's caption metrics beside pycocoevalcap's own program; they need Java."""
 
 import json
+import pathlib
 import shutil
 
 import pytest
@@ -78,3 +79,11 @@ def test_a_truth_of_other_pictures_is_named(files):
     captions.score(said, truth)
   with pytest.raises(ValueError, match="expected a COCO annotation file"):
     captions.score(said, truth + "x")
+
+
+def test_a_line_break_inside_a_reference_moves_no_figure(files, monkeypatch):
+  monkeypatch.setattr("pycocoevalcap.spice.spice.Spice", None)
+  before = captions.score(*files)
+  truth = pathlib.Path(files[1])
+  truth.write_text(truth.read_text().replace("a red circle on", "a red\\rcircle on"))
+  assert captions.score(*files) == before

@@ -9,6 +9,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2] / "lavit_jax"
 TESTS = pathlib.Path(__file__).parents[1]
 MAX_LINES = 400
+EXPORTED = "gpu"  # PyTorch files that an export ships: data, imported by nothing
+MAX_EXPORTED_LINES = 700  # that are not blank: people read them before they trust
 # Rooms from the ground up; a file imports from lower floors, or from its own room.
 FLOORS = (
   ("core", "diffusion"),
@@ -23,6 +25,7 @@ FLOORS = (
 TOP = len(FLOORS)  # the verbs: every file at the root, which may call each other
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 VERBS = {
+  "compare",
   "prepare",
   "tokenize",
   "train",
@@ -42,6 +45,8 @@ def files() -> dict[str, pathlib.Path]:
   """Every module of the package by its dotted name below it."""
   found = {}
   for path in ROOT.rglob("*.py"):
+    if path.is_relative_to(ROOT / EXPORTED):
+      continue
     parts = path.relative_to(ROOT).with_suffix("").parts
     found[".".join(parts).removesuffix(".__init__").replace("__init__", "")] = path
   return found
@@ -165,6 +170,16 @@ def _outside_functions(node: ast.AST):
   yield node
   for child in ast.iter_child_nodes(node):
     yield from _outside_functions(child)
+
+
+def test_exported_files_are_few_and_imported_by_nothing():
+  paths = list((ROOT / EXPORTED).rglob("*.py"))
+  lines = [line for path in paths for line in path.read_text().splitlines()]
+  assert sum(bool(line.strip()) for line in lines) < MAX_EXPORTED_LINES
+  for path in paths:
+    assert "lavit_jax" not in path.read_text(), path
+  for name in files():
+    assert not any(m.startswith(f"lavit_jax.{EXPORTED}") for m in imports(name)), name
 
 
 def test_only_the_upper_floors_see_a_config_object():

@@ -5,7 +5,8 @@ import re
 import fake_findings
 import pytest
 
-from lavit_jax.toy.report import headline, page, writer
+from lavit_jax.toy.report import headline, writer
+from lavit_jax.training import page
 
 FIGURES = (
   "kept_share",
@@ -65,7 +66,11 @@ def check_report(folder):
   outline.feed(text)
   assert outline.open == []
   assert outline.sources
-  assert all(s.startswith("data:image/png;base64,") for s in outline.sources)
+  inside = [s for s in outline.sources if s.startswith("#")]
+  loaded = {*outline.sources} - {*inside}
+  assert all(s.startswith("data:image/png;base64,") for s in loaded)
+  assert all(f'id="{anchor[1:]}"' in text for anchor in inside)
+  assert len(text) < 3_000_000
   assert not re.search(r"url\(|@import", page.STYLE)
   assert "has seen patch labels" in text and "latents of a fixed transform" in text
   return facts
@@ -87,6 +92,15 @@ def test_report_is_complete_and_self_contained(written):
   assert facts["seconds"]["total"] == 243.0
   assert facts["stages"]["pretrain"]["steps"] == 200
   assert facts["stages"]["pretrain"]["held_out"] == {"loss_text": 0.2}
+
+
+def test_pictures_come_first_and_patches_lead_to_their_codes(written):
+  text = (written / "report.html").read_text(encoding="utf-8")
+  assert text.index("<img") < text.index("<table")
+  assert text.index('class="hero"') < text.index('id="length"') < text.index('id="fig')
+  code = re.search(r'href="#(code-\d+)"', text)[1]
+  assert text.count(f'id="{code}"') == 1
+  assert "prefers-color-scheme: dark" in text and "max-width: 640px" in text
 
 
 def test_texts_of_the_model_are_escaped(written):

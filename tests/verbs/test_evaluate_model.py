@@ -15,6 +15,7 @@ from lavit_jax.evaluate import (
   vqa_protocol,
 )
 from lavit_jax.inference.api import LaVIT
+from lavit_jax.inference.pictures import stack
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -28,10 +29,10 @@ def test_ids_come_from_the_entry_or_the_file_name(tmp_path):
   entries = [
     {"image": "val/COCO_val2014_000000000042.jpg"},
     {"image": "a.jpg", "img_id": 7},
-    {"image": "other_000042.jpg"},
+    {"image": "val/COCO_val2014_000000000042.jpg", "caption": "the second of five"},
   ]
   found = annotations.read(written(tmp_path / "a.json", entries), "caption")
-  assert [entry["id"] for entry in found] == [42, 7]  # the third is 42 again
+  assert [entry["id"] for entry in found] == [42, 7]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,16 @@ class FakeModel:
     return [Image.new("RGB", (24, 24), color) for color in colors]
 
 
+def task_of(tmp_path, predict, summarize, settings):
+  """A task over the pictures of a folder."""
+  picture = lambda entry: annotations.picture_path(tmp_path, entry)
+  read = lambda entry: stack(picture(entry), 8)
+  return benchmark.Task(predict, summarize, settings, read, picture)
+
+
 def evaluation(tmp_path, calls=None):
+  if not (tmp_path / "red.png").exists():
+    Image.new("RGB", (24, 24), (200, 0, 0)).save(tmp_path / "red.png")
   answers = lambda i: ["red"] * 10 if i % 2 else ["blue"] * 10
   entries = [
     {"image": "red.png", "question": "?", "question_id": i, "answer": answers(i)}
@@ -126,8 +136,8 @@ def evaluation(tmp_path, calls=None):
       calls.extend(entry["id"] for entry in own)
     return predict(own)
 
-  task = benchmark.Task(counted, summarize, {"protocol": "vqa"})
-  return "vqa", task, annotations.read(split, "vqa"), split, "model"
+  task = task_of(tmp_path, counted, summarize, {"protocol": "vqa"})
+  return "vqa", task, annotations.read(split, "vqa"), split, {"checksum": "one"}
 
 
 def test_the_figure_stands_beside_how_it_came_about(tmp_path):
@@ -172,9 +182,53 @@ def test_other_settings_need_another_target(tmp_path):
   target = str(tmp_path / "out")
   benchmark.run(*evaluation(tmp_path), target)
   name, task, *rest = evaluation(tmp_path)
-  other = benchmark.Task(task.predict, task.summarize, {"protocol": "gqa"})
+  other = task_of(tmp_path, task.predict, task.summarize, {"protocol": "gqa"})
   with pytest.raises(ValueError, match="choose a new --target"):
     benchmark.run(name, other, *rest, target)
+
+
+def test_other_weights_or_pictures_need_another_target(tmp_path):
+  target = str(tmp_path / "out")
+  benchmark.run(*evaluation(tmp_path), target)
+  *same, _ = evaluation(tmp_path)
+  with pytest.raises(ValueError, match=r"of other settings \(model\)"):
+    benchmark.run(*same, {"checksum": "two"}, target)
+  Image.new("RGB", (24, 24), (0, 0, 0)).save(tmp_path / "red.png")
+  with pytest.raises(ValueError, match="red.png is another than when it was evaluated"):
+    benchmark.run(*evaluation(tmp_path), target)
+
+
+def test_one_bad_picture_is_named_and_the_rest_goes_on(tmp_path):
+  name, task, entries, split, model = evaluation(tmp_path)
+  (tmp_path / "bad.png").write_text("no picture")
+  entries[2] = entries[2] | {"image": "bad.png"}
+
+  def predict(own):
+    for entry in own:
+      task.read(entry)
+    return task.predict(own)
+
+  strict = task_of(tmp_path, predict, task.summarize, task.settings)
+  run = (name, strict, entries, split, model, str(tmp_path / "out"))
+  made = benchmark.run(*run)
+  assert made["n"] == made["figures"]["questions"] == 7
+  assert made["failed"]["count"] == 1 and made["failed"]["first"][0]["id"] == 2
+  assert "bad.png" in made["failed"]["first"][0]["error"]
+
+  Image.new("RGB", (9, 9)).save(tmp_path / "bad.png")
+  assert benchmark.run(*run)["failed"]["count"] == 1
+  made = benchmark.run(*run, retry_failed=True)
+  assert made["n"] == 8 and made["failed"] == {"count": 0, "first": []}
+
+
+def test_all_pictures_bad_is_an_error(tmp_path):
+  name, task, entries, split, model = evaluation(tmp_path)
+  entries = [entry | {"image": "none.png"} for entry in entries]
+  strict = task_of(
+    tmp_path, lambda own: [task.read(e) for e in own], task.summarize, {}
+  )
+  with pytest.raises(ValueError, match="all 8 cannot, the first: .*none.png"):
+    benchmark.run(name, strict, entries, split, model, str(tmp_path / "out"))
 
 
 def test_captions_are_written_for_coco(tmp_path):
@@ -198,7 +252,7 @@ def test_the_best_drawings_are_kept_and_scored(tmp_path, monkeypatch):
     sides.append(side)
     return np.stack([opened(paths), opened(paths) ** 2], axis=1)
 
-  FakeModel.batch_size = 2
+  FakeModel.batch_size, FakeModel.image_size = 2, 8
   monkeypatch.setattr(model_tasks.ranking, "scorer_of", lambda model, folder: scorer)
   monkeypatch.setattr(
     model_tasks.inception_features, "extractor", lambda file, rows: extract

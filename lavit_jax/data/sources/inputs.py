@@ -2,47 +2,16 @@
 
 import glob
 import os
-import re
 from collections.abc import Iterator
 
 from etils import epath
 
+from lavit_jax.core import command_line
 from lavit_jax.data import bad
 from lavit_jax.data.sources.parts import Item
 
 SIGNS = "*?["
 HIDDEN = ("._", ".DS_Store", "Thumbs.db", "desktop.ini")  # other systems' own files
-
-
-def split(given: str) -> list[str]:
-  """Cuts a list at its commas, but not inside braces."""
-  found, depth, word = [], 0, ""
-  for sign in given:
-    depth += (sign == "{") - (sign == "}")
-    if sign == "," and depth <= 0:
-      found.append(word)
-      word = ""
-    else:
-      word += sign
-  return [item.strip() for item in (*found, word) if item.strip()]
-
-
-def braces(pattern: str) -> list[str]:
-  """Writes out {a,b} and {000..123}, as a shell does."""
-  hit = re.search(r"\{([^{}]*)\}", pattern)
-  if hit is None:
-    return [pattern]
-  span = re.fullmatch(r"(\d+)\.\.(\d+)", hit[1])
-  if span:
-    first, last, width = int(span[1]), int(span[2]), len(span[1])
-    step = 1 if last >= first else -1
-    inner = [f"{n:0{width}d}" for n in range(first, last + step, step)]
-  elif "," in hit[1]:
-    inner = hit[1].split(",")
-  else:
-    return [pattern]
-  head, tail = pattern[: hit.start()], pattern[hit.end() :]
-  return [text for one in inner for text in braces(f"{head}{one}{tail}")]
 
 
 def expand(
@@ -98,7 +67,7 @@ def _hits(pattern: str, suffixes: tuple[str, ...]) -> Iterator[epath.Path]:
         )
       yield path
     return
-  for plain in braces(pattern):
+  for plain in command_line.braces(pattern):
     if not any(sign in plain for sign in SIGNS):
       if plain == pattern or not (one := epath.Path(plain)).exists():
         raise ValueError(

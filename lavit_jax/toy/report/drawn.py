@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from lavit_jax.toy.pixel_figures import PixelExample, PixelFindings
-from lavit_jax.toy.report import headline, page
+from lavit_jax.toy.report import headline
+from lavit_jax.training import page
 
 NO_PIXELS = (
   "<p>This model has no pixel decoder: drawing ends at reconstructed features. The"
@@ -32,14 +33,14 @@ def section(
   if pixels is None:
     return ""
   return (
-    "<h2>Drawings</h2><p>A true picture of what the prompt asks for, and the picture"
+    "<p>A true picture of what the prompt asks for, and the picture"
     " that the model drew. Color marks whether an independent classifier reads what was"
     " asked for.</p>"
     + _row(pixels.drawings)
     + "<h3>Handwritten digits</h3><p>A real digit, and the one that the model drew.</p>"
     + _row(pixels.digits)
     + _links(links)
-    + "<h2>Reconstructions</h2><p>A held-out picture, and what was drawn from its"
+    + "<h3>Reconstructions</h3><p>A held-out picture, and what was drawn from its"
     " codes.</p>" + _row(pixels.reconstructions) + _sweep(pixels.sweep)
   )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from lavit_jax.toy.report import page
+from lavit_jax.training import page
 
 # What each figure is called, by group. Figures of other names are shown as they are.
 TITLES = {
@@ -82,7 +82,7 @@ def table(figures: Mapping[str, dict]) -> str:
     known |= set(present)
   rows += [_figure_row(name, figures[name]) for name in figures if name not in known]
   head = ("figure", "value", "chance", "n", "chance is")
-  return "<h2>Figures</h2>" + page.table(head, rows, {1, 2, 3})
+  return page.table(head, rows, {1, 2, 3})
 
 
 def _figure_row(title: str, figure: Mapping) -> list[str]:

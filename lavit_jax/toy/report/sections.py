@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lavit_jax.toy import findings, world
-from lavit_jax.toy.report import drawn, headline, overlays, page
-from lavit_jax.training import plots
+from lavit_jax.toy.report import drawn, headline, hero, overlays
+from lavit_jax.toy.report.patch_grid import patch_grid
+from lavit_jax.training import page, plots
 
 # Lines beside the loss, by stage.
 BESIDE = {
@@ -28,23 +29,22 @@ def document(
     facts: the contents of report.json.
     records: training records by stage.
   """
-  sections = [
-    _opening(findings, facts),
-    headline.table(findings.figures),
-    _disclosure(findings),
-    _curves(records, facts["stages"]),
-    _kept_maps(findings.pictures),
-    _kept_counts(findings),
-    _codes(findings.pictures),
-    _texts(findings),
-    drawn.section(
-      findings.pixels, findings.figures.get("drawn_all_three", {}).get("links", {})
+  pictures, links = findings.pictures, findings.figures.get("drawn_all_three", {})
+  parts = {
+    "length": ("Length", _kept_counts(findings) + _kept_maps(pictures)),
+    "codes": ("Codes", _codes(pictures)),
+    "reading": ("Captions and answers", _texts(findings)),
+    "drawing": (
+      "Drawings",
+      drawn.section(findings.pixels, links.get("links", {})) + _grids(findings),
     ),
-    _grids(findings),
-    _time(facts),
-    _machine(facts),
-  ]
-  return page.page("LaVIT quickstart", sections)
+    "figures": ("Figures", headline.table(findings.figures) + _disclosure(findings)),
+    "training": ("Training", _curves(records, facts["stages"]) + _time(facts)),
+    "machine": ("Machine", _machine(facts)),
+  }
+  sections = [page.section(anchor, *part) for anchor, part in parts.items()]
+  nav = page.navigation({anchor: part[0] for anchor, part in parts.items()})
+  return page.page("LaVIT quickstart", [_opening(findings, facts), *sections], nav)
 
 
 def _opening(findings: findings.Findings, facts: Mapping) -> str:
@@ -56,7 +56,8 @@ def _opening(findings: findings.Findings, facts: Mapping) -> str:
     '<p class="lead">Trained from nothing on drawn scenes and handwritten digits. A'
     f" picture costs <b>{kept.mean():.1f} tokens</b> on average, between {kept.min()}"
     f" and {kept.max()}, where a fixed grid would spend {patches}.</p>"
-    f'<p class="soft">{seconds / 60:.1f} minutes on {page.text(host["processor"])},'
+    + hero.drawings(findings)
+    + f'<p class="soft">{seconds / 60:.1f} minutes on {page.text(host["processor"])},'
     f" {host['cores']} cores ({page.text(host['devices'])}), {facts['written'][:10]}."
     f" Every figure is measured on the {facts['split']} split, pictures that training"
     " never saw, with the default, sampled selection of patches.</p>"
@@ -95,7 +96,7 @@ def _curves(records: Mapping[str, Sequence[dict]], stages: Mapping[str, dict]) -
       words = " and ".join(names).replace("_", " ")
       below.append((f"{title}: {words}", lines, mark))
   return (
-    "<h2>Training</h2><p>Loss of every stage, and what moves beside it. At the dashed"
+    "<p>Loss of every stage, and what moves beside it. At the dashed"
     " line the visual tokenizer's features begin to pass through the codebook.</p>"
     + page.plot(plots.curves(above + below), "loss curves of all stages")
   )
@@ -114,7 +115,7 @@ def _kept_maps(pictures: findings.Pictures) -> str:
     caption = f"{name.removesuffix('s') if name[0] == '1' else name}, {keep.sum()} kept"
     figures.append(page.figure(f'<div class="pair">{content}</div>', caption))
   return (
-    "<h2>Which patches are kept</h2><p>The picture, the patches that became tokens, and"
+    "<h3>Which patches are kept</h3><p>The picture, the patches that became tokens, and"
     " the probability of keeping each patch (bright is likely).</p>" + page.row(figures)
   )
 
@@ -124,7 +125,7 @@ def _kept_counts(findings: findings.Findings) -> str:
   scene = pictures.count >= 0
   plot = overlays.kept_by_count(pictures.keep[scene].sum(1), pictures.count[scene])
   return (
-    "<h2>More objects, more tokens</h2><p>Kept tokens of held-out scenes by number of"
+    "<p>Kept tokens of held-out scenes by number of"
     f" objects; the dot is the mean. Rank correlation {headline.show(figure['value'])},"
     f' chance {headline.show(figure["chance"])}.</p><div style="max-width:720px">'
     + page.plot(plot, "kept tokens by number of objects")
@@ -149,7 +150,8 @@ def _lengths(selections: Mapping[str, Mapping]) -> str:
     for name, found in selections.items()
   ]
   return (
-    "<h3>Length against content</h3><p>The selector beside masks that keep equally many"
+    "<h3>Against masks of a fixed length</h3>"
+    "<p>The selector beside masks that keep equally many"
     " patches of every picture, on average as many as it does: random ones, an even"
     " grid, and the N most probable (top-n). All go through the same merger, codebook"
     " and decoder, which learnt with the selector's masks.</p>"
@@ -169,8 +171,9 @@ def _codes(pictures: findings.Pictures) -> str:
   ordered += [int(code) for code in by_object if int(code) not in ordered][:16]
   strips = [_strip(pictures, code, counts[code]) for code in ordered if counts[code]]
   return (
-    f"<h2>What codes mean</h2><p>{(counts > 0).sum():,} of {pictures.num_codes:,} codes"
+    f"<p>{(counts > 0).sum():,} of {pictures.num_codes:,} codes"
     f" occur on the {len(used):,} kept patches of the held-out mixture.</p>"
+    + hero.patches(pictures)
     + page.plot(overlays.code_usage(counts), "code usage")
     + "<h3>Patches that share a code</h3><p>Each row: patches of different pictures"
     " that received the same code; first the four most used codes, then those most"
@@ -178,14 +181,8 @@ def _codes(pictures: findings.Pictures) -> str:
   )
 
 
-def _strip(pictures: findings.Pictures, code: int, count: int, most: int = 12) -> str:
-  rows, patches = np.nonzero(pictures.keep & (pictures.codes == code))
-  _, first = np.unique(rows, return_index=True)  # one patch of each picture
-  total = pictures.keep.shape[1]
-  cut = [
-    overlays.patches_of(pictures.image[rows[i]], total)[patches[i]]
-    for i in first[:most]
-  ]
+def _strip(pictures: findings.Pictures, code: int, count: int) -> str:
+  cut, _ = hero.of_code(pictures, code, hero.PATCHES)
   shown = "".join(page.pixels(patch, 28) for patch in cut)
   return f"<div><span>{code} · {count}×</span>{shown}</div>"
 
@@ -205,10 +202,10 @@ def _texts(findings: findings.Findings) -> str:
   head = ("kind", "right", "majority answer", "shown another picture", "n")
   cards = lambda examples: f'<div class="cards">{"".join(map(_card, examples))}</div>'
   return (
-    "<h2>Captions</h2><p>The model's caption, and the true one. Color marks whether it"
+    "<h3>Captions</h3><p>The model's caption, and the true one. Color marks whether it"
     " names the same objects (or the same digit).</p>"
     + cards(findings.captions)
-    + "<h2>Answers</h2>"
+    + "<h3>Answers</h3>"
     + page.table(head, rows, {1, 2, 3, 4})
     + cards(findings.answers)
   )
@@ -228,11 +225,11 @@ def _card(example: findings.TextExample) -> str:
 def _grids(findings: findings.Findings) -> str:
   grid = lambda examples: page.row([_grid(example) for example in examples])
   return (
-    "<h2>Reconstructed features</h2><p>A held-out picture, and what the word heads read"
+    "<h3>Reconstructed features</h3><p>A held-out picture, and what the word heads read"
     " from the features decoded from its codes: each patch in the color read there,"
     " with the sign of its shape.</p>"
     + grid(findings.reconstructions)
-    + "<h2>Drawn features</h2><p>The picture that the prompt asks for (drawn by the toy"
+    + "<h3>Drawn features</h3><p>The picture that the prompt asks for (drawn by the toy"
     " world), and the read-out of the features that the model drew.</p>"
     + grid(findings.drawings)
     + "<h3>Color-shape pairs that training never showed</h3>"
@@ -241,7 +238,7 @@ def _grids(findings: findings.Findings) -> str:
 
 
 def _grid(example: findings.GridExample) -> str:
-  pair = page.pixels(example.image, 112, example.title) + page.patch_grid(
+  pair = page.pixels(example.image, 112, example.title) + patch_grid(
     example.color, example.shape, 112
   )
   caption = page.text(example.title)
@@ -273,7 +270,7 @@ def _time(facts: Mapping) -> str:
     )
   head = ("part", "seconds", "steps × batch", "examples / s", "held out, at its end")
   return (
-    "<h2>Time</h2><p>Seconds include compilation. An example is a picture in the first"
+    "<h3>Time</h3><p>Seconds include compilation. An example is a picture in the first"
     " two stages and a packed row of several documents in the last.</p>"
     + page.table(head, rows, {1, 2, 3})
   )
@@ -287,8 +284,4 @@ def _machine(facts: Mapping) -> str:
     f"<pre>{page.text(json.dumps(stage['config'], indent=2))}</pre></details>"
     for name, stage in facts["stages"].items()
   ]
-  return (
-    "<h2>Machine, versions, configs</h2>"
-    + page.table(("what", "which"), rows, set())
-    + "".join(configs)
-  )
+  return page.table(("what", "which"), rows, set()) + "".join(configs)

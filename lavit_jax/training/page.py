@@ -1,19 +1,25 @@
-"""Pieces of a self-contained HTML page: text, tables, pictures, patch grids."""
+"""Pieces of a self-contained HTML page: text, tables, pictures, navigation."""
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lavit_jax.data import images
-from lavit_jax.toy import scenes, world
 
 STYLE = """
 :root { --ink: #1d2330; --soft: #667085; --line: #e4e7ec; --wash: #f7f8fa;
-  --good: #18794e; --bad: #b42318; --accent: #2f5bd7; }
+  --good: #18794e; --bad: #b42318; --accent: #2f5bd7; --paper: #fff; --rule: #c9ced8; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ef; --soft: #9aa4b5; --line: #2b313c; --wash: #1b2029;
+    --good: #4cc38a; --bad: #ff8a7a; --accent: #8aa6ff; --paper: #12151b;
+    --rule: #3d4553; color-scheme: dark; }
+  /* Plots are drawn on white: turned over, with the hues put back. */
+  img.plot { filter: invert(0.93) hue-rotate(180deg); }
+}
 * { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink);
+body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial,
     sans-serif; }
 main { max-width: 1100px; margin: 0 auto; padding: 48px 28px 96px; }
@@ -21,8 +27,14 @@ h1 { font-size: 34px; line-height: 1.15; letter-spacing: -0.02em; margin: 0 0 8p
 h2 { font-size: 22px; letter-spacing: -0.01em; margin: 56px 0 6px; padding-top: 20px;
   border-top: 1px solid var(--line); }
 h3 { font-size: 15px; margin: 28px 0 8px; }
+nav { position: sticky; top: 0; z-index: 2; background: var(--paper);
+  border-bottom: 1px solid var(--line); overflow-x: auto; white-space: nowrap; }
+nav div { max-width: 1100px; margin: 0 auto; padding: 10px 28px; font-size: 14px; }
+nav a { color: var(--soft); text-decoration: none; margin-right: 18px; }
+nav a:hover { color: var(--accent); }
+section { scroll-margin-top: 48px; }
 p { max-width: 760px; margin: 6px 0 14px; }
-.lead { font-size: 19px; color: #344054; max-width: 820px; }
+.lead { font-size: 19px; max-width: 820px; }
 .soft, figcaption, .chance { color: var(--soft); }
 .note { background: var(--wash); border-left: 3px solid var(--accent);
   padding: 12px 18px; margin: 20px 0; max-width: 860px; font-size: 15px; }
@@ -30,12 +42,13 @@ p { max-width: 760px; margin: 6px 0 14px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 15px; margin: 10px 0 4px; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 13px;
-  padding: 6px 14px 6px 0; border-bottom: 1px solid #c9ced8; vertical-align: bottom; }
+  padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule);
+  vertical-align: bottom; }
 td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums;
   white-space: nowrap; padding-left: 10px; }
-tr.group td { font-weight: 650; padding-top: 20px; border-bottom-color: #c9ced8; }
+tr.group td { font-weight: 650; padding-top: 20px; border-bottom-color: var(--rule); }
 img.plot { width: 100%; height: auto; display: block; margin: 12px 0; }
 img.pixels { image-rendering: pixelated; display: block; border-radius: 3px; }
 .row { display: flex; flex-wrap: wrap; gap: 18px; margin: 14px 0; }
@@ -54,20 +67,34 @@ figcaption { font-size: 13px; line-height: 1.35; margin-top: 5px; }
 .strip div { display: flex; align-items: center; gap: 3px; }
 .strip span { width: 84px; font-size: 13px; color: var(--soft); flex: none;
   font-variant-numeric: tabular-nums; }
+.hero { display: grid; gap: 18px 26px; margin: 20px 0 8px;
+  grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); }
+.hero figure { margin: 0; background: var(--wash); border-radius: 8px; padding: 14px; }
+.hero figcaption { font-size: 14px; color: var(--ink); min-height: 2.7em; }
+.hero .codes { font: 11.5px/1.5 ui-monospace, Menlo, Consolas, monospace;
+  color: var(--soft); overflow-wrap: anywhere; margin: 8px 0 0; }
+@media (max-width: 640px) {
+  main { padding: 22px 16px 64px; } nav div { padding: 9px 16px; }
+  h1 { font-size: 27px; } h2 { margin-top: 38px; } .lead { font-size: 17px; }
+  .strip, .cards { grid-template-columns: 1fr; }
+  .strip div { flex-wrap: wrap; } .row { gap: 12px; }
+  table { font-size: 13px; } td, th { padding-right: 8px !important; }
+  .wide { display: none; }
+  .plots { overflow-x: auto; } .plots img.plot { min-width: 720px; }
+}
+.beside { display: grid; gap: 16px; margin: 12px 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(440px, 100%), 1fr)); }
+.beside figure { margin: 0; }
+img.sheet { width: 100%; height: auto; display: block; border-radius: 4px; }
+.patches { position: relative; width: 224px; }
+.patches a { position: absolute; }
+.patches a:hover { outline: 2px solid var(--accent); }
+.strip .peek { display: none; scroll-margin-top: 330px; }
+.strip .peek:target { display: flex; }
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; }
 pre { background: var(--wash); padding: 14px 16px; overflow-x: auto; font-size: 13px;
   line-height: 1.45; border-radius: 4px; }
 """
-
-# One object shape in a 10 x 10 box, drawn in white on its patch.
-GLYPHS = {
-  "circle": '<circle cx="5" cy="5" r="3.2"/>',
-  "square": '<rect x="2.1" y="2.1" width="5.8" height="5.8"/>',
-  "triangle": '<path d="M5 1.6 8.6 8H1.4z"/>',
-  "cross": '<path d="M4 1.5h2V4h2.5v2H6v2.5H4V6H1.5V4H4z"/>',
-  "ring": '<circle cx="5" cy="5" r="2.6" fill="none" stroke="#fff"/>',
-  "star": '<path d="M5 1.2 6 4h2.9L6.6 5.8l.8 2.8L5 7 2.6 8.6l.8-2.8L1.1 4H4z"/>',
-}
 
 
 def text(value: object) -> str:
@@ -89,7 +116,8 @@ def pixels(image: np.ndarray, width: int, label: str = "") -> str:
 
 def plot(png: bytes, label: str) -> str:
   """A plot over the full width."""
-  return f'<img class="plot" alt="{text(label)}" src="{data_url(png)}">'
+  image = f'<img class="plot" alt="{text(label)}" src="{data_url(png)}">'
+  return f'<div class="plots">{image}</div>'
 
 
 def figure(content: str, caption: str) -> str:
@@ -125,37 +153,22 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int])
   return f'<div class="scroll"><table>{body}</table></div>'
 
 
-def patch_grid(color: np.ndarray, shape: np.ndarray, width: int) -> str:
-  """Draws what patches were read as: colored squares with the shape's sign.
-
-  Args:
-    color: int[P] index into COLORS; beyond is background.
-    shape: int[P] index into SHAPES.
-    width: in px.
-  """
-  cells = []
-  for patch, (c, s) in enumerate(zip(color.tolist(), shape.tolist())):
-    y, x = divmod(patch, scenes.GRID)
-    if c == scenes.BACKGROUND_COLOR:
-      cells.append(f'<rect x="{10 * x}" y="{10 * y}" width="9.4" height="9.4"/>')
-      continue
-    fill = "#{:02x}{:02x}{:02x}".format(*scenes.RGB[world.COLORS[c]])
-    cells.append(
-      f'<g transform="translate({10 * x} {10 * y})"><rect width="9.4" height="9.4"'
-      f' fill="{fill}"/><g fill="#fff">{GLYPHS[world.SHAPES[s]]}</g></g>'
-    )
-  side = 10 * scenes.GRID
-  return (
-    f'<svg viewBox="0 0 {side} {side}" width="{width}" height="{width}"'
-    f' fill="#eceff3" role="img" aria-label="read-out">{"".join(cells)}</svg>'
-  )
+def section(anchor: str, title: str, content: str) -> str:
+  """A part of the page that the navigation leads to."""
+  return f'<section id="{anchor}"><h2>{text(title)}</h2>{content}</section>'
 
 
-def page(title: str, sections: Sequence[str]) -> str:
+def navigation(anchors: Mapping[str, str]) -> str:
+  """Links to sections, by anchor; it stays in sight."""
+  links = "".join(f'<a href="#{a}">{text(t)}</a>' for a, t in anchors.items())
+  return f"<nav><div>{links}</div></nav>"
+
+
+def page(title: str, sections: Sequence[str], nav: str = "") -> str:
   """The whole document."""
   return (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     f"<title>{text(title)}</title><style>{STYLE}</style></head>"
-    f"<body><main>{''.join(sections)}</main></body></html>\n"
+    f"<body>{nav}<main>{''.join(sections)}</main></body></html>\n"
   )
