@@ -119,7 +119,7 @@ def make_mesh(
   """Builds the device mesh with axes `MESH_AXES` from sizes such as {"fsdp": -1}.
 
   Where the devices are those of several slices, `data` spans the slices: between them
-  there is only the network, and gradients cross it once per step.
+  there is only the network, and gradients cross it once per micro-batch.
   """
   devices = jax.devices() if devices is None else devices
   shape = resolve_mesh_shape(sizes, len(devices), widths)

@@ -109,7 +109,7 @@ def test_a_folder_that_is_gone_keeps_its_shard(tmp_path):
   (tmp_path / "in/1.jpg").write_bytes(web_data.jpeg(1))
   (tmp_path / "in/1.txt").write_text("one")
   (job,) = plan("folder", [tmp_path / "in"], tmp_path / "out").jobs
-  conversion.convert(job)
+  prepare.run(plan("folder", [tmp_path / "in"], tmp_path / "out"))
   shutil.rmtree(tmp_path / "in")
   folder.listing.cache_clear()
   assert conversion.stands(job)

@@ -12,6 +12,6 @@ from lavit_jax.weights import model_card
   [("random", "models/a"), ("", "models/a"), ("random_words/model",) * 2],
 )
 def test_where_a_run_started(tmp_path, start, told):
-  config = {"stage": "pretrain", "warm_start": start, "init_from": "models/a"}
+  config = {"stage": "toy", "warm_start": start, "init_from": "models/a"}
   (tmp_path / "config.json").write_text(json.dumps(config))
   assert f"- started from: {told}\n" in model_card.text("lavit", tmp_path / "model", {})
