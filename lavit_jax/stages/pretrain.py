@@ -244,7 +244,8 @@ def build(config: ml_collections.ConfigDict, mesh: Mesh) -> base.Stage:
   """Assembles the stage on a stage-1 model directory and a pack plan."""
   tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
   sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
-  words = warm_start.vocabulary(config.warm_start, tokenizer, sizes["num_codes"])
+  folder = warm_start.folder_of(config)
+  words = warm_start.vocabulary(folder, tokenizer, sizes["num_codes"])
   decoding.check(config.decoding.to_dict(), words, sizes["num_patches"])
   tower, frozen, names = frozen_parts.encoder(
     config.init_from, mesh, config.dtype, config.unroll

@@ -67,7 +67,8 @@ def make(
   model.defaults = decoding.complete(config.decoding.to_dict(), coder.model.num_patches)
   tokenizer = text.load_text_tokenizer(config.data.text_tokenizer)
   sizes = model_directory.part_config(config.init_from, "visual_tokenizer")
-  words = warm_start.vocabulary(config.warm_start, tokenizer, sizes["num_codes"])
+  folder = warm_start.folder_of(config)
+  words = warm_start.vocabulary(folder, tokenizer, sizes["num_codes"])
   module = pretrain.make_model(config, words, sizes)
   prepared = records.Records(config.data.eval)
   captioned = np.flatnonzero(prepared.image & (prepared.entries[:, 0] > 0))[:COUNT]
