@@ -1,6 +1,5 @@
 """The rows that stage 1b reads: pictures with their codes, of one size per batch."""
 
-
 from lavit_jax.data import coded, pipeline, skipping
 from lavit_jax.training import feed
 
