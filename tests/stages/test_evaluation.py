@@ -71,6 +71,7 @@ def test_the_model_is_written_though_the_last_evaluation_fails(tmp_path, monkeyp
   stage.evaluate = evaluate
   stage.finish = lambda state, folder: written.append(int(state.step))
   monkeypatch.setitem(stage_run.STAGES, "toy", lambda config, mesh: stage)
+  monkeypatch.setattr(stage_run.widths, "of_run", lambda config: [])
   config = test_loop.config(
     num_steps=2, eval_every=0, checkpoint_every=0, data={}, batch_size=8
   )
