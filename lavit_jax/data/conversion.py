@@ -9,6 +9,7 @@ been damaged, or whose input has changed.
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator
 from urllib.parse import quote
 
@@ -181,7 +182,8 @@ def convert(job: Job) -> None:
   shards.write_arrays(job.index, **record_index.arrays(rows))
   facts["index"] = checksum(job.index)
   _weigh(tally, job.part.size)
-  shards.write_json(job.report, facts | tally.as_dict())
+  report = facts | tally.as_dict()
+  shards.write_json(job.report, report | {"seal": _seal(report)})
 
 
 def _weigh(tally: bad.Tally, size: int) -> None:
@@ -207,12 +209,20 @@ def checksum(path: epath.PathLike) -> str:
     return digest.hexdigest()
 
 
+def _seal(report: dict) -> str:
+  """Tells a report that was changed: with another digit it is JSON still."""
+  text = json.dumps(report, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def stands(job: Job) -> bool:
   """Whether a shard is there, whole, and made of the input as it is now."""
   if not (job.report.exists() and job.shard.exists() and job.index.exists()):
     return False
   try:
     report = shards.read_json(job.report)
+    if report.pop("seal") != _seal(report):
+      return False
     same = report["part"]["start"], report["part"]["stop"]
     if same != (job.part.start, job.part.stop):
       return False

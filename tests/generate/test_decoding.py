@@ -277,7 +277,7 @@ def test_evaluations_decode_by_the_directory_and_say_so(model, tmp_path, monkeyp
   monkeypatch.setattr(model_tasks.ranking, "scorer_of", lambda model, folder: None)
   flags = dict(images=str(tmp_path), prompt="", target=str(tmp_path), truth="")
   flags |= dict(protocol="vqa", lemmas=False, min_new=None, guidance=None, top_k=None)
-  flags |= dict(n=2, seed=0, ranker="", inception="", model="m")
+  flags |= dict(n=2, seed=0, ranker="", inception="", model=model.folder)
   Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
   make = lambda name, **more: evaluate_model.make_task(
     name, model, types.SimpleNamespace(**(flags | more))
@@ -301,13 +301,14 @@ def test_drawings_of_an_evaluation_follow_its_settings(tmp_path, monkeypatch):
     seen.update(how)
     return [Image.new("RGB", (8, 8))] * (n * len(texts))
 
-  fake = types.SimpleNamespace(draw=draw, batch_size=2)
+  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+  fake = types.SimpleNamespace(draw=draw, batch_size=2, image_size=8)
   score = lambda folder, texts: np.zeros(len(texts))
   monkeypatch.setattr(model_tasks.ranking, "scorer_of", lambda model, folder: score)
   predict, _ = model_tasks.drawing(
-    fake, "", str(tmp_path), "", "", 2, how="how", seed=3
+    fake, str(tmp_path), str(tmp_path), "", "", 2, how="how", seed=3
   )
-  assert predict([{"id": 1, "text": "a"}]) == [0.0]
+  assert predict([{"id": 1, "text": "a", "image": "a.png"}]) == [0.0]
   assert seen == {"how": "how", "seed": 3}
 
 
